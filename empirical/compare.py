@@ -1,0 +1,395 @@
+"""Predicted against measured: every statement beside the transfer rate that it speaks about.
+
+For each surrogate F, radius and mode one attack is run; it serves every target G, the transfer matrix, the
+effectiveness alpha, the constants c_F and c_G and the smoothness along the attack. Nothing is attacked twice.
+
+The smoothness beta enters the proofs of Theorems 1-4 only through a second-order remainder on the segment
+from x to the attacked x. Two stand-ins for it are evaluated, and every row says which:
+
+- "sampled": the largest Hessian norm seen at the ends of the attack's segments. A lower bound on the beta of
+  the printed hypothesis, so what follows from it is heuristic.
+- "remainder": the exact second-order remainder of this attack on this set. Narrower than the printed
+  hypothesis, but it is all that the proofs use of beta for one given attack, so in finite-support mode what
+  follows is certified for the evaluated set, up to floating-point rounding. It stays finite for networks with
+  kinks, whose beta is infinite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+import estimators
+from bounds import STATEMENTS, BoundValue, Estimate, Sense, Status, evaluate
+from empirical.attacks import Attack, predict, run_attack
+from empirical.data import Split
+from empirical.ensemble import Ensemble
+from empirical.results import EnsembleResult, Row
+from empirical.robustness import robust_accuracy
+from empirical.transfer import matrix_from_attacks
+from empirical.transfer_matrix import TransferMatrix
+
+UNTARGETED, TARGETED = "untargeted", "targeted"
+SAMPLED, REMAINDER = "sampled", "remainder"
+STATEMENTS_BY_MODE = {
+    UNTARGETED: ("theorem-2", "theorem-4", "theorem-4-repaired", "refined-r3-untargeted"),
+    TARGETED: ("theorem-1", "theorem-3", "theorem-3-repaired", "refined-r3"),
+}
+# Statements about the event that both models are right and, targeted, that the label is not the target yet.
+ON_BOTH_CORRECT = {"theorem-3-repaired", "theorem-4-repaired", "refined-r3", "refined-r3-untargeted"}
+TRANSFER_ATTACK = Attack(method="pgd", norm="l2", eps=1.0, steps=50)
+ROBUSTNESS_ATTACK = Attack(method="pgd", norm="linf", eps=0.1, steps=50)
+# Guaranteed ends are certified up to floating-point rounding; a rate on the line is no violation.
+ROUNDING = 1e-6
+
+Quantities = Mapping[str, Estimate]
+
+
+def compare(
+    ensemble: Ensemble,
+    data: Split,
+    *,
+    name: str,
+    eps: Sequence[float],
+    target_label: int = 0,
+    attack: Attack = TRANSFER_ATTACK,
+    robust_eps: Sequence[float] = (0.1, 0.15),
+    robust_attack: Attack = ROBUSTNESS_ATTACK,
+    support: estimators.Support = "finite",
+    confidence: float = 0.95,
+    pixel_range: tuple[float, float] | None = (0.0, 1.0),
+    progress: Callable[[str], None] = lambda message: None,
+) -> EnsembleResult:
+    """Measure an ensemble, evaluate the statements on every ordered pair, and put both side by side.
+
+    Args:
+        ensemble: Two or more members; logits (n, K).
+        data: Held-out samples on the ensemble's device.
+        name: What to call the ensemble in tables and figures.
+        eps: l2 radii of the transfer attacks, all positive.
+        target_label: Label y_t of the targeted statements, one for all samples, as in the paper.
+        attack: The transfer attack; its radius is replaced by each of `eps`. It must be an l2 attack, because
+            the theorems are about the l2 ball.
+        robust_eps: Radii at which the ensemble as a whole is attacked.
+        robust_attack: That attack; its radius is replaced by each of `robust_eps`.
+        support: "finite": the distribution is uniform on `data`; "population": `data` is an i.i.d. sample.
+        confidence: Confidence of every statistical interval.
+        pixel_range: Range of valid inputs, None for data without one.
+        progress: Called with a line of text when a part begins.
+
+    Returns:
+        Everything measured, as plain data.
+
+    Raises:
+        ValueError: If there are fewer than two members, a radius is not positive, the attack is not an l2
+            attack, or the target label is no class of the data.
+    """
+    _check_arguments(ensemble, data, eps, target_label, attack)
+    members = list(ensemble.members)
+    rows: list[Row] = []
+    matrices: list[TransferMatrix] = []
+    for target in (None, target_label):
+        study = _Study(members, data, target, support, confidence)
+        for radius in map(float, eps):
+            progress(f"{name}: {study.mode}, l2 radius {radius:g}")
+            strength = replace(attack, eps=radius)
+            results = [
+                run_attack(member, data.x, data.y, strength, target=target, pixel_range=pixel_range)
+                for member in members
+            ]
+            printed, starred = (
+                matrix_from_attacks(
+                    members, data, results, starred=starred, support=support, confidence=confidence
+                )
+                for starred in (False, True)
+            )
+            matrices.append(printed)
+            for surrogate, result in enumerate(results):
+                rows += study.rows(name, surrogate, result.x_adv, radius, printed, starred)
+    progress(f"{name}: robust accuracy of the ensemble")
+    robustness = [
+        {
+            "attack": (strength := replace(robust_attack, eps=float(radius))).to_json(),
+            "estimate": robust_accuracy(
+                ensemble, data, strength, confidence=confidence, pixel_range=pixel_range
+            ),
+        }
+        for radius in robust_eps
+    ]
+    return EnsembleResult(
+        name=name,
+        members=len(members),
+        accuracy=_accuracy(ensemble, data, confidence),
+        member_accuracy=tuple(_accuracy(member, data, confidence) for member in members),
+        kinks=tuple(dict.fromkeys(layer for member in members for layer in estimators.kinks(member))),
+        robustness=tuple(robustness),
+        benign=_benign_summary(members, data),
+        # Intervals in a matrix always tell what the set says about the population it came from.
+        matrices=tuple(replace(matrix, support="population").to_json() for matrix in matrices),
+        rows=tuple(rows),
+    )
+
+
+class _Study:
+    """Quantities of one mode: those of the clean data are measured once, those of an attack per attack."""
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        data: Split,
+        target: int | None,
+        support: estimators.Support,
+        confidence: float,
+    ) -> None:
+        self.members, self.x, self.y, self.target = members, data.x, data.y, target
+        self.support, self.confidence = support, confidence
+        self.mode = UNTARGETED if target is None else TARGETED
+        # The label whose loss the attack moves: the target's in Theorem 1, the true one in Theorem 2.
+        self.goal = self.y if target is None else torch.full_like(self.y, target)
+        self.correct = [predict(member, self.x) == self.y for member in members]
+        labels = torch.stack([self.y, self.goal], 1)
+        self.clean_beta = [
+            estimators.smoothness(member, estimators.cross_entropy, self.x, labels) for member in members
+        ]
+        self.pairs: dict[tuple[int, int], tuple[Quantities, Quantities | None]] = {}
+        own = [self._of_member(member) for member in members]
+        for f, g in combinations(range(len(members)), 2):
+            printed, restricted = self._of_pair(f, g, own[f], own[g])
+            self.pairs[f, g] = printed, restricted
+            self.pairs[g, f] = _mirrored(printed), restricted and _mirrored(restricted)
+
+    def rows(
+        self,
+        name: str,
+        surrogate: int,
+        x_adv: Tensor,
+        eps: float,
+        printed_rates: TransferMatrix,
+        starred_rates: TransferMatrix,
+    ) -> list[Row]:
+        """All statements for one surrogate's attack, every other member a target."""
+        alpha = estimators.effectiveness(
+            self.members[surrogate], x_adv, self.goal, targeted=self.target is not None,
+            support=self.support, confidence=self.confidence,
+        )  # fmt: skip
+        rows = []
+        for stand_in in (SAMPLED, REMAINDER):
+            betas = [self._smoothness(index, x_adv, stand_in) for index in range(len(self.members))]
+            for target in range(len(self.members)):
+                if target == surrogate:
+                    continue
+                beta = Estimate.largest([betas[surrogate], betas[target]])
+                attacked = {
+                    "alpha": alpha,
+                    "eps": Estimate.exact(eps, "radius of the attack"),
+                    "beta": beta,
+                    **self._constants(surrogate, target, x_adv, beta, eps),
+                }
+                printed, restricted = self.pairs[surrogate, target]
+                for statement in STATEMENTS_BY_MODE[self.mode]:
+                    starred = statement in ON_BOTH_CORRECT
+                    benign, rates = (restricted, starred_rates) if starred else (printed, printed_rates)
+                    if benign is None:
+                        continue
+                    known = {**benign, **attacked}
+                    quantities = {named: known[named] for named in STATEMENTS[statement].names}
+                    bound = evaluate(statement, quantities)
+                    measured = rates.estimate(rates.surrogates[surrogate], rates.targets[target])
+                    assert measured is not None  # only conditional rates can lack a denominator
+                    slack, verdict, reason = judge(bound, measured)
+                    rows.append(
+                        Row(
+                            ensemble=name, surrogate=surrogate, target=target, mode=self.mode, eps=eps,
+                            statement=statement, smoothness=stand_in, bound=bound.to_json(),
+                            quantities=quantities, measured=measured,
+                            slack=slack, verdict=verdict, reason=reason,
+                        )
+                    )  # fmt: skip
+        return rows
+
+    def _of_member(self, member: nn.Module) -> Quantities:
+        """Risk, mean loss and largest gradient norm over the labels that Theorems 3 and 4 touch."""
+        loss = estimators.cross_entropy
+        classes = member(self.x[:1]).shape[1]
+        labels = torch.arange(classes, device=self.x.device).expand(len(self.x), -1)
+        if self.target is not None:
+            labels = torch.stack([self.y, self.goal], 1)
+        return {
+            "eta": estimators.risk(member, self.x, self.y, support=self.support, confidence=self.confidence),
+            "xi": estimators.empirical_risk(member, loss, self.x, self.y, support=self.support),
+            "B": estimators.gradient_norm(member, loss, self.x, labels, support=self.support),
+        }
+
+    def _of_pair(
+        self, f: int, g: int, of_f: Quantities, of_g: Quantities
+    ) -> tuple[Quantities, Quantities | None]:
+        """What the printed statements take from the clean data, and what the starred ones do."""
+        models = self.members[f], self.members[g]
+        at_goal = estimators.gradient_similarity(*models, self.x, self.goal, support=self.support)
+        at_both = at_truth = at_goal
+        if self.target is not None:
+            at_truth = estimators.gradient_similarity(*models, self.x, self.y, support=self.support)
+            at_both = (at_goal[0], Estimate.largest([at_goal[1], at_truth[1]]))
+        printed = {
+            "eta_F": of_f["eta"],
+            "eta_G": of_g["eta"],
+            "xi_F": of_f["xi"],
+            "xi_G": of_g["xi"],
+            "B": Estimate.largest([of_f["B"], of_g["B"]]),
+            "S_lower": at_goal[0],
+            "S_upper": at_truth[1],
+            "l_min": self._minimum_loss(*models, torch.ones_like(self.y, dtype=torch.bool)),
+        }
+        event = self.correct[f] & self.correct[g]
+        if self.target is not None:
+            event = event & (self.y != self.goal)
+        if not event.any():
+            return printed, None
+        # B, S and beta of the whole set bound those of the event, so they serve.
+        restricted = {
+            **printed,
+            "xi_F": self._mean_loss_on(models[0], event),
+            "xi_G": self._mean_loss_on(models[1], event),
+            "l_min": self._minimum_loss(*models, event),
+            "S_upper": at_both[1],
+        }
+        return printed, restricted
+
+    def _minimum_loss(self, f: nn.Module, g: nn.Module, event: Tensor) -> Estimate:
+        target = None if self.target is None else self.goal[event]
+        return estimators.minimum_loss(
+            f, g, estimators.cross_entropy, self.x[event], self.y[event], target=target, support=self.support
+        )
+
+    def _mean_loss_on(self, member: nn.Module, event: Tensor) -> Estimate:
+        """E[l 1_event]: the mean over the event, times its share."""
+        mean = estimators.empirical_risk(
+            member, estimators.cross_entropy, self.x[event], self.y[event], support=self.support
+        )
+        share = float(event.double().mean())
+        return replace(
+            mean, value=mean.value * share, lower=mean.lower * share, upper=mean.upper * share,
+            method=f"{mean.method}, times the event's share {share:.4g}", samples=len(self.x),
+        )  # fmt: skip
+
+    def _smoothness(self, index: int, x_adv: Tensor, stand_in: str) -> Estimate:
+        """Stand-in for beta over the attack's segments, at every label that a proof expands the loss at."""
+        member, loss = self.members[index], estimators.cross_entropy
+        # Theorem 4 expands it at the true label and the one into which the attack led, Theorem 3 at y_t.
+        other = predict(member, x_adv) if self.target is None else self.goal
+        labels = torch.stack([self.y, other], 1)
+        if stand_in == REMAINDER:
+            return estimators.remainder(member, loss, self.x, x_adv, labels)
+        return Estimate.largest([self.clean_beta[index], estimators.smoothness(member, loss, x_adv, labels)])
+
+    def _constants(
+        self, surrogate: int, target: int, x_adv: Tensor, beta: Estimate, eps: float
+    ) -> Quantities:
+        """c_F and c_G of Theorem 1 or 2."""
+        models = self.members[surrogate], self.members[target]
+        loss = estimators.cross_entropy
+        if self.target is None:
+            pair = estimators.untargeted_constants(
+                *models, loss, self.x, self.y, x_adv, beta=beta, eps=eps, support=self.support
+            )
+        else:
+            pair = estimators.targeted_constants(
+                *models, loss, self.x, x_adv, self.goal, beta=beta, eps=eps, support=self.support
+            )
+        return {"c_F": pair[0], "c_G": pair[1]}
+
+
+def judge(bound: BoundValue, measured: Estimate) -> tuple[float | None, str, str]:
+    """Slack, verdict and the reason in words for one bound beside one measurement.
+
+    Returns:
+        The slack (positive on the right side, None where the statement is inapplicable); a verdict out of
+        consistent, violated, vacuous, inapplicable and inconclusive; and the reason. Only a guaranteed bound
+        can be violated: a measurement beyond a heuristic value is inconclusive.
+    """
+    if bound.status is Status.INAPPLICABLE or bound.value is None:
+        return None, "inapplicable", "; ".join(bound.unmet)
+    upper = bound.statement.sense is Sense.UPPER
+    sign = 1.0 if upper else -1.0
+    slack = sign * (bound.value - measured.value)
+    limit = bound.guaranteed
+    # The measured interval's end that would have to lie beyond the bound for a violation, and its other end.
+    near, far = (measured.lower, measured.upper) if upper else (measured.upper, measured.lower)
+    if limit is not None and sign * (near - limit) > ROUNDING:
+        return slack, "violated", f"measured {_interval(measured)} lies beyond the guaranteed {limit:.4g}"
+    if bound.status is Status.VACUOUS:
+        term, size = max(bound.terms.items(), key=lambda item: sign * item[1])
+        return slack, "vacuous", f"the bound is {bound.value:.4g}; its largest term is {term} ({size:.4g})"
+    if limit is None:
+        words = f"{bound.grade.value} bound {bound.value:.4g}, measured {_interval(measured)}"
+        return slack, "consistent" if slack >= -ROUNDING else "inconclusive", words
+    words = f"{bound.grade.value}: guaranteed {limit:.4g}, measured {_interval(measured)}"
+    return slack, "consistent" if sign * (limit - far) >= -ROUNDING else "inconclusive", words
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.is_exact:
+        return f"{estimate.value:.4g}"
+    return f"{estimate.value:.4g} [{estimate.lower:.4g}, {estimate.upper:.4g}]"
+
+
+def _mirrored(quantities: Quantities) -> Quantities:
+    """The same pair with surrogate and target exchanged."""
+    swapped = {"_F": "_G", "_G": "_F"}
+    return {name[:-2] + swapped.get(name[-2:], name[-2:]): value for name, value in quantities.items()}
+
+
+def _accuracy(model: nn.Module, data: Split, confidence: float) -> Estimate:
+    correct = int((predict(model, data.x) == data.y).sum())
+    return Estimate.proportion(correct, len(data), confidence=confidence)
+
+
+def _benign_summary(members: Sequence[nn.Module], data: Split) -> dict[str, float]:
+    """Extremes over the evaluated set: cosine of the true-label gradients, gradient norm over all labels."""
+    pairs = [estimators.gradient_similarity(f, g, data.x, data.y) for f, g in combinations(members, 2)]
+    classes = members[0](data.x[:1]).shape[1]
+    labels = torch.arange(classes, device=data.x.device).expand(len(data), -1)
+    norms = [estimators.gradient_norm(m, estimators.cross_entropy, data.x, labels) for m in members]
+    return {
+        "similarity_lower": min(low.value for low, _ in pairs),
+        "similarity_upper": max(high.value for _, high in pairs),
+        "gradient_norm": max(norm.value for norm in norms),
+    }
+
+
+def _check_arguments(
+    ensemble: Ensemble, data: Split, eps: Sequence[float], target_label: int, attack: Attack
+) -> None:
+    if len(ensemble.members) < 2:
+        raise ValueError(f"expected an ensemble of at least two members, got {len(ensemble.members)}")
+    check_radii(eps)
+    if attack.norm != "l2":
+        raise ValueError(
+            f"expected an l2 attack, because the theorems are about the l2 ball; got {attack.norm}"
+        )
+    check_target(target_label, ensemble(data.x[:1]).shape[1])
+
+
+def check_radii(eps: Sequence[float]) -> None:
+    """Refuse radii of attacks that are not positive finite numbers.
+
+    Raises:
+        ValueError: If there is none, or one is not positive and finite.
+    """
+    if not eps or not all(0 < radius < math.inf for radius in eps):
+        raise ValueError(f"expected one or more positive radii eps, got {', '.join(map(str, eps)) or 'none'}")
+
+
+def check_target(target_label: int, classes: int) -> None:
+    """Refuse a target label that is no class.
+
+    Raises:
+        ValueError: If it is not in 0 .. classes - 1.
+    """
+    if not 0 <= target_label < classes:
+        raise ValueError(f"expected a target label in 0..{classes - 1}, got {target_label}")

@@ -1,0 +1,145 @@
+"""TRS: Transferability Reduced Smooth ensemble training (TRS, sections 5.1 and 5.2, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from empirical.objectives.base import Loss, Parameters, Step
+from empirical.objectives.gradients import (
+    CleanHalf,
+    clean_half,
+    evaluation_mode,
+    loss_gradients,
+    similarity,
+)
+from estimators.batching import frozen
+
+SEARCHES = ("pair", "joint")
+SEARCH_STEPS = 5  # of delta / 4 each (TRS, section 6.1)
+
+# Members that share a support instance: the pairs of the ensemble, or all members at once.
+Groups = Sequence[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class TRS(Parameters):
+    """Gradient diversity and smoothness in a neighbourhood, by a min-max search.
+
+    The smoothness loss of a pair is the maximum of ||grad l_F||_2 + ||grad l_G||_2 over the linf ball of
+    radius delta around each sample; the search, signed-gradient ascent from the sample, finds a lower bound
+    on it. The radius grows linearly with the epoch (Algorithm 1, line 1) and reaches delta_final in the
+    last one.
+
+    Attributes:
+        lambda_a: Weight of the mean |cos| between the members' loss gradients.
+        lambda_b: Weight of the smoothness loss.
+        delta_initial: Radius before the first epoch (delta_0), in units of the input.
+        delta_final: Radius in the last epoch (delta_M).
+        search: `pair`, one support instance per pair of members (the paper), or `joint`, one for all members:
+            then the sum of all norms is ascended. N - 1 times less work, and for N = 2 the same.
+
+    Raises:
+        TypeError: If a weight or radius is not a number.
+        ValueError: If one is negative or not finite, or the search is unknown.
+    """
+
+    name: ClassVar[str] = "trs"
+    lambda_a: float = 0.5
+    lambda_b: float = 0.1
+    delta_initial: float = 0.05
+    delta_final: float = 0.15
+    search: str = "pair"
+
+    def __post_init__(self) -> None:
+        self.check_nonnegative("lambda_a", "lambda_b", "delta_initial", "delta_final")
+        if self.search not in SEARCHES:
+            raise ValueError(f"trs: expected search one of {', '.join(SEARCHES)}, got {self.search!r}")
+
+    def delta(self, step: Step) -> float:
+        """Radius of the search in this epoch: Algorithm 1, line 1."""
+        return self.delta_initial + (self.delta_final - self.delta_initial) * step.epoch / step.epochs
+
+    def __call__(self, members: nn.ModuleList, x: Tensor, y: Tensor, step: Step) -> Loss:
+        """Mean cross-entropy + ramp * (lambda_a * similarity + lambda_b * smoothness)."""
+        clean = clean_half(members, x, y, step)
+        similar = similarity(clean.gradients)
+        groups = self.groups(len(members))
+        with evaluation_mode(members):
+            support = find_support(members, groups, clean, y, step, self.delta(step))
+            norms = norm_sum(members, groups, support, y, step)
+        # Over the pairs inside a group, the mean of the sum of two norms is twice the mean norm.
+        smoothness = 2 * norms / (len(groups[0]) * len(groups) * len(y))
+        terms = {
+            "cross_entropy": clean.cross_entropy.detach(),
+            "similarity": similar.detach(),
+            "smoothness": smoothness.detach(),
+        }
+        regulariser = self.lambda_a * similar + self.lambda_b * smoothness
+        return Loss(clean.cross_entropy + step.ramp * regulariser, terms, clean.logits)
+
+    def groups(self, members: int) -> Groups:
+        """Which members share a support instance."""
+        return list(combinations(range(members), 2)) if self.search == "pair" else [tuple(range(members))]
+
+
+def norm_sum(members: nn.ModuleList, groups: Groups, support: Tensor, y: Tensor, step: Step) -> Tensor:
+    """Sum over groups, their members and samples of the loss gradients' l2 norms at the support instances.
+
+    Each member sees the instances of all its groups in one batch.
+
+    Args:
+        members: The ensemble's members, in evaluation mode.
+        groups: Which members share a support instance.
+        support: (G, n, *shape), one batch of instances per group, requiring a gradient.
+        y: (n,) labels.
+        step: The current step.
+    """
+    sums = []
+    for index, member in enumerate(members):
+        points = torch.cat([x for x, group in zip(support, groups, strict=True) if index in group])
+        labels = y.repeat(len(points) // len(y))
+        sums.append(loss_gradients(step.logits(member, points), points, labels).norms.sum())
+    return torch.stack(sums).sum()
+
+
+def find_support(
+    members: nn.ModuleList, groups: Groups, clean: CleanHalf, y: Tensor, step: Step, delta: float
+) -> Tensor:
+    """Support instances (G, n, *shape): signed-gradient ascent of the sum of the norms in each group.
+
+    Gradients are taken by the inputs only. The first step starts at the clean batch, whose loss gradients are
+    known already: one more backward pass for each member gives it.
+
+    Args:
+        members: The ensemble's members, in evaluation mode.
+        groups: Which members share a support instance.
+        clean: The clean batch.
+        y: (n,) labels.
+        step: The current step.
+        delta: Radius of the linf ball, which is cut with the pixel range.
+    """
+    x = clean.x.detach()
+    low, high = x - delta, x + delta
+    if step.pixel_range is not None:
+        low, high = low.clamp(min=step.pixel_range[0]), high.clamp(max=step.pixel_range[1])
+
+    def ascend(support: Tensor, slope: Tensor) -> Tensor:
+        return torch.clamp(support + delta / 4 * slope.sign(), low, high).requires_grad_()
+
+    slopes = [
+        torch.autograd.grad(gradient.norms.sum(), clean.x, retain_graph=True)[0]
+        for gradient in clean.gradients
+    ]
+    first = torch.stack([torch.stack([slopes[index] for index in group]).sum(0) for group in groups])
+    support = ascend(x.expand_as(first), first)
+    with frozen(members):
+        for _ in range(SEARCH_STEPS - 1):
+            (slope,) = torch.autograd.grad(norm_sum(members, groups, support, y, step), support)
+            support = ascend(support.detach(), slope)
+    return support

@@ -1,0 +1,82 @@
+"""Perturbation balls: norms, projection and uniform sampling for batches of inputs of any shape.
+
+Projections hold for the numbers as stored: after rounding to the dtype of `x`, the result is inside the ball.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Ball:
+    """Perturbations allowed around a batch: an l2 or linf ball of radius eps, cut with the pixel range.
+
+    The linf box is rounded inwards. The l2 radius is shortened by 2 finfo.eps (||x|| + eps), more than what
+    scaling a perturbation and adding it to `x` can add by rounding. An eps below that leaves `x` as it is.
+    """
+
+    def __init__(self, x: Tensor, norm: str, eps: float, pixel_range: tuple[float, float] | None) -> None:
+        self.x = x
+        self.norm = norm
+        low, high = (-math.inf, math.inf) if pixel_range is None else pixel_range
+        if norm == "linf":
+            self.low = _round_inwards(x, -eps).clamp(min=low)
+            self.high = _round_inwards(x, eps).clamp(max=high)
+        else:
+            self.low, self.high = torch.full_like(x, low), torch.full_like(x, high)
+            rounding = 2 * torch.finfo(x.dtype).eps * (sample_norms(x, 2) + eps)
+            self.radius = (eps - rounding).clamp(min=0)
+
+    def project(self, point: Tensor) -> Tensor:
+        """The point, moved inside the ball and the pixel range.
+
+        For l2, first into the range and then straight towards `x`, which stays in range and uses the whole
+        radius; the other order ends inside the ball where pixels are at the end of their range.
+        """
+        point = torch.clamp(point, self.low, self.high)
+        if self.norm == "linf":
+            return point
+        delta = point - self.x
+        scale = (self.radius / _nonzero(sample_norms(delta, 2))).clamp(max=1)
+        # Clamped again because rounding may step out of the range; towards x, so the norm can only shrink.
+        return torch.clamp(self.x + delta * spread(scale, delta), self.low, self.high)
+
+
+def uniform_in_unit_ball(x: Tensor, norm: str, generator: torch.Generator) -> Tensor:
+    """One point a sample, uniform in the unit ball of the norm, shaped like `x`."""
+    if norm == "linf":
+        return 2 * torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) - 1
+    direction = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    uniform = torch.rand(len(x), generator=generator, dtype=x.dtype, device=x.device)
+    # The volume inside radius r grows as r^dimension, so the radius is a uniform number's root of that order.
+    return normalised(direction, 2) * spread(uniform ** (1 / x[0].numel()), x)
+
+
+def _round_inwards(x: Tensor, offset: float) -> Tensor:
+    """`x + offset` in the dtype of `x`, rounded towards `x`."""
+    moved = (x.double() + offset).to(x.dtype)
+    overshot = (moved.double() - x.double()).abs() > abs(offset)
+    return torch.where(overshot, torch.nextafter(moved, x), moved)
+
+
+def sample_norms(x: Tensor, order: float) -> Tensor:
+    """(n,) norms of the flattened samples, accumulated in float64 so that tiny gradients do not underflow."""
+    return torch.linalg.vector_norm(x.flatten(1), order, dim=1, dtype=torch.float64)
+
+
+def normalised(x: Tensor, order: float) -> Tensor:
+    """Each sample divided by its norm; a zero sample stays zero."""
+    return x / spread(_nonzero(sample_norms(x, order)).to(x.dtype), x)
+
+
+def _nonzero(norms: Tensor) -> Tensor:
+    return torch.where(norms > 0, norms, torch.ones_like(norms))
+
+
+def spread(values: Tensor, like: Tensor) -> Tensor:
+    """(n,) values shaped to broadcast over the samples `like`, in its dtype unless boolean."""
+    values = values if values.dtype == torch.bool else values.to(like.dtype)
+    return values.view(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,195 @@
+"""The main job: data, ensembles, comparison, then results, figures and the report in one folder.
+
+What is finished is on disk at once, so an interrupted job that is called again goes on where it stopped:
+trained ensembles are reused, half-trained ones resumed, compared ones not compared again.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from empirical.compare import ROBUSTNESS_ATTACK, TRANSFER_ATTACK, check_radii, check_target, compare
+from empirical.config import TrainingConfig
+from empirical.data import Dataset, Split
+from empirical.ensemble import Ensemble, load_checkpoint
+from empirical.files import parse_json
+from empirical.plots import save_figures
+from empirical.report import write_report
+from empirical.results import Comparison, EnsembleResult, ResultsError, Settings, load_results, save_results
+from empirical.training import state_path, train
+from estimators import Support
+
+ROBUST_RADII = (0.1, 0.15)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An ensemble with its name, its checkpoint's metadata, and a digest of both: measured once is enough."""
+
+    name: str
+    ensemble: Ensemble
+    metadata: Mapping[str, Any]
+    digest: str
+
+
+def train_all(
+    configs: Mapping[str, TrainingConfig], data: Dataset, folder: Path, *, progress: bool = True
+) -> list[Trained]:
+    """Train an ensemble per configuration into `folder`, or take over what an earlier call left there.
+
+    Raises:
+        TrainingError: If the folder holds a run with another configuration, or a loss is not finite.
+        TrainingInterrupted: On Ctrl-C; what was trained is kept.
+    """
+    trained = []
+    for name, config in configs.items():
+        checkpoint = folder / f"{name}.safetensors"
+        resume = state_path(checkpoint).exists()
+        train(config, data=data, output=checkpoint, resume=resume, progress=progress)
+        trained.append(load_trained(checkpoint, config.device))
+    return trained
+
+
+def load_trained(checkpoint: Path, device: str = "auto") -> Trained:
+    """An ensemble from a checkpoint; its name is the file's.
+
+    Raises:
+        CheckpointError: If the file is missing, corrupt or foreign.
+    """
+    checkpoint = Path(checkpoint)
+    ensemble, metadata = load_checkpoint(checkpoint, device=find_device(device))
+    digest = parse_json(checkpoint.with_suffix(".json").read_text(encoding="utf-8"))["digest"]
+    return Trained(checkpoint.stem, ensemble, metadata, digest)
+
+
+def common_dataset(trained: Sequence[Trained]) -> str:
+    """The data set that all ensembles were trained on; it is the one to compare them on.
+
+    Raises:
+        ValueError: If they differ, or two ensembles have one name.
+    """
+    names = [each.name for each in trained]
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected checkpoints with different file names, got {', '.join(names)}")
+    datasets = {each.name: str(each.metadata.get("dataset")) for each in trained}
+    if len(set(datasets.values())) != 1:
+        raise ValueError(f"expected checkpoints of one data set, got {datasets}")
+    return datasets[names[0]]
+
+
+def run_comparison(
+    trained: Sequence[Trained],
+    data: Dataset,
+    folder: Path,
+    *,
+    eps: Sequence[float],
+    target_label: int,
+    samples: int,
+    support: Support,
+    confidence: float,
+    seed: int,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Comparison:
+    """Compare every ensemble, saving after each; then draw the figures and write the report.
+
+    Args:
+        trained: Ensembles on one device.
+        data: The set whose held-out points are used.
+        folder: Where `results.json`, `figures/` and `report.html` go.
+        eps: l2 radii of the transfer attacks.
+        target_label: Label of the targeted attacks.
+        samples: At most this many held-out points are used, the first ones.
+        support: "finite" or "population".
+        confidence: Confidence of every interval.
+        seed: Seed of the attacks.
+        progress: Called with a line of text when a part begins.
+
+    Raises:
+        ValueError: If a radius, the target or the number of samples is not admissible.
+    """
+    check_radii(eps)
+    check_target(target_label, data.classes)
+    device = next(trained[0].ensemble.parameters()).device
+    points = data.test.first(samples).to(device)
+    settings = Settings(
+        dataset=data.name,
+        samples=len(points),
+        classes=data.classes,
+        eps=tuple(map(float, eps)),
+        target_label=target_label,
+        attack={**TRANSFER_ATTACK.to_json(), "eps": None, "seed": seed},
+        robust_eps=ROBUST_RADII,
+        support=support,
+        confidence=confidence,
+        seed=seed,
+    )
+    path = folder / "results.json"
+    environment = describe_environment(device)
+    known = _known_results(path, settings, environment)
+    results: list[EnsembleResult] = []
+    for each in trained:
+        result = known.get((each.name, each.digest)) or _compare(each, points, data, settings, progress)
+        results.append(result)
+        comparison = Comparison(settings, environment, tuple(results))
+        save_results(path, comparison)
+    figures = save_figures(comparison, folder / "figures")
+    write_report(comparison, figures, folder / "report.html")
+    return comparison
+
+
+def _compare(
+    trained: Trained, points: Split, data: Dataset, settings: Settings, progress: Callable[[str], None]
+) -> EnsembleResult:
+    result = compare(
+        trained.ensemble,
+        points,
+        name=trained.name,
+        eps=settings.eps,
+        target_label=settings.target_label,
+        attack=replace(TRANSFER_ATTACK, seed=settings.seed),
+        robust_eps=settings.robust_eps,
+        robust_attack=replace(ROBUSTNESS_ATTACK, seed=settings.seed),
+        support=settings.support,  # type: ignore[arg-type]
+        confidence=settings.confidence,
+        pixel_range=data.pixel_range,
+        progress=progress,
+    )
+    history = {name: value for name, value in trained.metadata.items() if name != "history"}
+    return replace(result, provenance={**history, "digest": trained.digest})
+
+
+def _known_results(
+    path: Path, settings: Settings, environment: Mapping[str, Any]
+) -> dict[tuple[str, str], EnsembleResult]:
+    """What an earlier call measured with these settings and versions, by name and digest of the weights."""
+    try:
+        earlier = load_results(path)
+    except ResultsError:
+        return {}
+    if earlier.settings != settings or earlier.environment != environment:
+        return {}
+    return {(result.name, result.provenance["digest"]): result for result in earlier.ensembles}
+
+
+def find_device(name: str) -> torch.device:
+    """The device that a name stands for; "auto" is a GPU if there is one."""
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def describe_environment(device: torch.device) -> dict[str, str]:
+    """Versions and hardware on which numbers depend."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": f"{device.type} ({hardware})",
+        "threads": str(torch.get_num_threads()),
+    }

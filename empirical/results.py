@@ -1,0 +1,239 @@
+"""What a comparison found: plain data that is saved as JSON and from which every figure is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bounds import Estimate
+from empirical.files import write_json
+
+SCHEMA = "transferbounds/comparison/1"
+
+
+class ResultsError(ValueError):
+    """A results file that is missing, damaged or of another kind."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One statement beside one measurement: an ordered pair of members, an attack and a radius.
+
+    Attributes:
+        ensemble: Name of the ensemble.
+        surrogate: Index of the member on which the attack was built (F).
+        target: Index of the member to which it may transfer (G).
+        mode: "untargeted" or "targeted".
+        eps: l2 radius of the attack.
+        statement: Identifier in `bounds.STATEMENTS`.
+        smoothness: Which smoothness constant was used: "sampled" or "remainder" (see `empirical.compare`).
+        bound: `BoundValue.to_json()` of the evaluation.
+        quantities: What went into the formula.
+        measured: The transfer rate that the statement speaks about.
+        slack: Measured minus lower bound, or upper bound minus measured; None where inapplicable.
+        verdict: consistent, violated, vacuous, inapplicable or inconclusive.
+        reason: Why, in words.
+    """
+
+    ensemble: str
+    surrogate: int
+    target: int
+    mode: str
+    eps: float
+    statement: str
+    smoothness: str
+    bound: Mapping[str, Any]
+    quantities: Mapping[str, Estimate]
+    measured: Estimate
+    slack: float | None
+    verdict: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return {
+            **{name: getattr(self, name) for name in _PLAIN_FIELDS},
+            "bound": dict(self.bound),
+            "quantities": {name: estimate.to_json() for name, estimate in self.quantities.items()},
+            "measured": self.measured.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Row:
+        """The row that `to_json` described."""
+        return cls(
+            **{name: fields[name] for name in _PLAIN_FIELDS},
+            bound=fields["bound"],
+            quantities={name: Estimate.from_json(value) for name, value in fields["quantities"].items()},
+            measured=Estimate.from_json(fields["measured"]),
+        )
+
+
+_PLAIN_FIELDS = (
+    "ensemble", "surrogate", "target", "mode", "eps", "statement", "smoothness", "slack", "verdict", "reason",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EnsembleResult:
+    """Everything that was measured on one ensemble.
+
+    Attributes:
+        name: Name of the ensemble, such as its training method.
+        members: Number of members.
+        accuracy: Clean accuracy of the ensemble on the evaluation set.
+        member_accuracy: Clean accuracy of each member.
+        kinks: Layers that make the smoothness infinite, empty for a smooth ensemble.
+        robustness: Robust accuracy of the ensemble: one mapping (attack, estimate) per attack.
+        benign: Quantities that do not depend on the attack, per member and per pair.
+        matrices: Transfer matrices as `TransferMatrix.to_json()`, one per mode and radius.
+        rows: Statements beside measurements.
+        provenance: Where the ensemble came from: checkpoint metadata.
+    """
+
+    name: str
+    members: int
+    accuracy: Estimate
+    member_accuracy: tuple[Estimate, ...]
+    kinks: tuple[str, ...]
+    robustness: tuple[Mapping[str, Any], ...]
+    benign: Mapping[str, Any]
+    matrices: tuple[Mapping[str, Any], ...]
+    rows: tuple[Row, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def weakest(self) -> Estimate:
+        """Accuracy of the weakest member: an ensemble can look well while its members have collapsed."""
+        return min(self.member_accuracy, key=lambda estimate: estimate.value)
+
+    def robust_accuracy(self, eps: float) -> Estimate:
+        """Robust accuracy of the ensemble at a radius that was attacked."""
+        return next(entry["estimate"] for entry in self.robustness if entry["attack"]["eps"] == eps)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return {
+            "name": self.name,
+            "members": self.members,
+            "accuracy": self.accuracy.to_json(),
+            "member_accuracy": [estimate.to_json() for estimate in self.member_accuracy],
+            "kinks": list(self.kinks),
+            "robustness": [
+                {"attack": entry["attack"], "estimate": entry["estimate"].to_json()}
+                for entry in self.robustness
+            ],
+            "benign": self.benign,
+            "matrices": list(self.matrices),
+            "rows": [row.to_json() for row in self.rows],
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> EnsembleResult:
+        """The result that `to_json` described."""
+        return cls(
+            name=fields["name"],
+            members=fields["members"],
+            accuracy=Estimate.from_json(fields["accuracy"]),
+            member_accuracy=tuple(Estimate.from_json(value) for value in fields["member_accuracy"]),
+            kinks=tuple(fields["kinks"]),
+            robustness=tuple(
+                {"attack": entry["attack"], "estimate": Estimate.from_json(entry["estimate"])}
+                for entry in fields["robustness"]
+            ),
+            benign=fields["benign"],
+            matrices=tuple(fields["matrices"]),
+            rows=tuple(Row.from_json(row) for row in fields["rows"]),
+            provenance=fields["provenance"],
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for: enough to run it again.
+
+    Attributes:
+        dataset: Name of the data set.
+        samples: Number of held-out samples that were evaluated.
+        classes: Number of labels.
+        eps: l2 radii of the transfer attacks.
+        target_label: Label y_t of the targeted attacks.
+        attack: The transfer attack, without its radius.
+        robust_eps: linf radii of the attack on the ensemble as a whole.
+        support: "finite" (claims about the evaluated set) or "population" (an i.i.d. sample).
+        confidence: Confidence of every statistical interval.
+        seed: Seed of training and attacks.
+    """
+
+    dataset: str
+    samples: int
+    classes: int
+    eps: tuple[float, ...]
+    target_label: int
+    attack: Mapping[str, Any]
+    robust_eps: tuple[float, ...]
+    support: str
+    confidence: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A whole run: settings, environment and one result per ensemble."""
+
+    settings: Settings
+    environment: Mapping[str, Any]
+    ensembles: tuple[EnsembleResult, ...]
+
+    def rows(self) -> Iterator[Row]:
+        """All rows of all ensembles."""
+        for ensemble in self.ensembles:
+            yield from ensemble.rows
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping, with the schema's name and version."""
+        return {
+            "schema": SCHEMA,
+            "settings": asdict(self.settings),
+            "environment": dict(self.environment),
+            "ensembles": [ensemble.to_json() for ensemble in self.ensembles],
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Comparison:
+        """The comparison that `to_json` described."""
+        settings = dict(fields["settings"])
+        for name in ("eps", "robust_eps"):
+            settings[name] = tuple(settings[name])
+        return cls(
+            settings=Settings(**settings),
+            environment=fields["environment"],
+            ensembles=tuple(EnsembleResult.from_json(value) for value in fields["ensembles"]),
+        )
+
+
+def save_results(path: Path, comparison: Comparison) -> None:
+    """Write a comparison as strict JSON (no NaN or Infinity literals), atomically."""
+    write_json(path, comparison.to_json())
+
+
+def load_results(path: Path) -> Comparison:
+    """Read a saved comparison.
+
+    Raises:
+        ResultsError: If the file is missing, is not JSON, or has another schema.
+    """
+    try:
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(f"expected a results file, found nothing at {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ResultsError(f"expected JSON in {path}, got: {error}") from None
+    found = fields.get("schema") if isinstance(fields, dict) else None
+    if found != SCHEMA:
+        raise ResultsError(f"expected schema {SCHEMA!r} in {path}, got {found!r}")
+    return Comparison.from_json(fields)

@@ -1,0 +1,177 @@
+"""The few tables of a comparison that matter, for the terminal and for the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from bounds import STATEMENTS
+from empirical.results import Comparison, EnsembleResult, Row
+
+VERDICTS = ("violated", "consistent", "inconclusive", "vacuous", "inapplicable")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text cells with a header and a title."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def to_text(self) -> str:
+        """Aligned columns for a terminal."""
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+                 for line in (self.header, tuple("-" * width for width in widths), *self.rows)]  # fmt: skip
+        return "\n".join([self.title, *lines])
+
+
+def ensemble_table(comparison: Comparison) -> Table:
+    """Accuracy, robustness and mean transfer, one line per ensemble."""
+    settings = comparison.settings
+    shown = max(settings.eps)
+    header = (
+        "ensemble", "clean", "weakest", *(f"robust linf {eps:g}" for eps in settings.robust_eps),
+        f"transfer l2 {shown:g}", "cosine inf..sup", "B",
+    )  # fmt: skip
+    rows = []
+    for result in comparison.ensembles:
+        rows.append((
+            result.name,
+            f"{result.accuracy.value:.3f}",
+            f"{result.weakest.value:.3f}",
+            *(f"{result.robust_accuracy(eps).value:.3f}" for eps in settings.robust_eps),
+            f"{mean_transfer(result, shown):.3f}",
+            f"{result.benign['similarity_lower']:.2f}..{result.benign['similarity_upper']:.2f}",
+            f"{result.benign['gradient_norm']:.3g}",
+        ))  # fmt: skip
+    return Table("What was trained, and how it stands attacks", header, tuple(rows))
+
+
+def statement_table(comparison: Comparison) -> Table:
+    """For each statement and ensemble: up to which radius it says something, or why it does not."""
+    names = [result.name for result in comparison.ensembles]
+    rows = []
+    for statement in statements(comparison):
+        cells = [
+            frontier([row for row in result.rows if row.statement == statement])
+            for result in comparison.ensembles
+        ]
+        rows.append((STATEMENTS[statement].title, STATEMENTS[statement].sense.value, *cells))
+    title = "Up to which l2 radius does a statement say something (for every pair / for the best pair)?"
+    return Table(title, ("statement", "bound", *names), tuple(rows))
+
+
+def reason_table(comparison: Comparison) -> Table:
+    """For each statement and ensemble: the verdicts counted, and the commonest reason in words."""
+    rows = []
+    for statement in statements(comparison):
+        for result in comparison.ensembles:
+            found = [row for row in result.rows if row.statement == statement]
+            counts = Counter(row.verdict for row in found)
+            verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+            # The least hopeless case is the one that tells what is in the way.
+            easiest = min(found, key=lambda row: (row.eps, row.surrogate, row.target))
+            rows.append(
+                (STATEMENTS[statement].title, result.name, verdicts, f"at {easiest.eps:g}: {easiest.reason}")
+            )
+    return Table("Verdicts, and what is in the way at the smallest radius",
+                 ("statement", "ensemble", "rows", "example"), tuple(rows))  # fmt: skip
+
+
+def detail_table(result: EnsembleResult) -> Table:
+    """All rows of one ensemble, pairs folded into ranges."""
+    groups: dict[tuple[str, float, str, str], list[Row]] = {}
+    for row in result.rows:
+        groups.setdefault((row.mode, row.eps, row.statement, row.smoothness), []).append(row)
+    rows = []
+    for (mode, eps, statement, smoothness), found in groups.items():
+        values = [row.bound["value"] for row in found if row.bound["value"] is not None]
+        counts = Counter(row.verdict for row in found)
+        rows.append((
+            mode, f"{eps:g}", STATEMENTS[statement].title, smoothness,
+            span([row.measured.value for row in found]), span(values) if values else "-",
+            ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]),
+            found[0].reason,
+        ))  # fmt: skip
+    header = ("mode", "eps", "statement", "beta", "measured", "bound", "pairs", "first pair: why")
+    return Table(f"{result.name}: statement, radius, stand-in for beta; ranges run over the ordered pairs",
+                 header, tuple(rows))  # fmt: skip
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """The findings, most important first, as sentences."""
+    counts = verdict_counts(comparison)
+    total = sum(counts.values())
+    sentences = []
+    if counts["violated"]:
+        sentences.append(
+            f"{counts['violated']} of {total} evaluations contradict a guaranteed bound: a proof or an "
+            "estimator is wrong. Please report it."
+        )
+    else:
+        sentences.append(f"No guaranteed bound is contradicted by a measurement ({total} evaluations).")
+    for identifier in statements(comparison):
+        cells = [
+            (result.name, frontier([row for row in result.rows if row.statement == identifier]))
+            for result in comparison.ensembles
+        ]
+        speaking = [f"{name} (up to l2 radius {cell.split(' / ')[1]})" for name, cell in cells if "/" in cell]
+        title = STATEMENTS[identifier].title
+        if speaking:
+            sentences.append(f"{title} says something for {', '.join(speaking)}; elsewhere it does not.")
+        else:
+            silent = sorted({cell for _, cell in cells})
+            sentences.append(
+                f"{title} says nothing about any of these ensembles at any radius: {' or '.join(silent)}."
+            )
+    return sentences
+
+
+def verdict_counts(comparison: Comparison) -> dict[str, int]:
+    """How many rows came to each verdict."""
+    counts = Counter(row.verdict for row in comparison.rows())
+    return {verdict: counts[verdict] for verdict in VERDICTS}
+
+
+def statements(comparison: Comparison) -> list[str]:
+    """Identifiers of the statements that were evaluated, in the order of `bounds.STATEMENTS`."""
+    seen = {row.statement for row in comparison.rows()}
+    return [identifier for identifier in STATEMENTS if identifier in seen]
+
+
+def frontier(rows: Sequence[Row]) -> str:
+    """Largest radius up to which a statement is informative for every pair and for the best pair."""
+    radii = sorted({row.eps for row in rows})
+    speaking = [row for row in rows if row.bound["status"] == "informative"]
+    informative = {eps: {(row.surrogate, row.target) for row in speaking if row.eps == eps} for eps in radii}
+    pairs = {(row.surrogate, row.target) for row in rows}
+    best = _last_of_run(radii, lambda eps: bool(informative[eps]))
+    if best is None:
+        inapplicable = all(row.bound["status"] == "inapplicable" for row in rows)
+        return "inapplicable" if inapplicable else "vacuous"
+    every = _last_of_run(radii, lambda eps: informative[eps] == pairs)
+    return f"{every:g} / {best:g}" if every is not None else f"none / {best:g}"
+
+
+def mean_transfer(result: EnsembleResult, eps: float) -> float:
+    """Mean untargeted transfer rate over the ordered pairs at a radius."""
+    rates = {(row.surrogate, row.target): row.measured.value for row in result.rows
+             if row.mode == "untargeted" and row.eps == eps}  # fmt: skip
+    return sum(rates.values()) / len(rates)
+
+
+def span(values: Iterable[float]) -> str:
+    """A range in words."""
+    values = list(values)
+    low, high = min(values), max(values)
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def _last_of_run(radii: Sequence[float], holds: Callable[[float], bool]) -> float | None:
+    """The last radius, counted from the smallest without a gap, at which something holds."""
+    run = list(takewhile(holds, radii))
+    return run[-1] if run else None

@@ -1,0 +1,42 @@
+"""From trained models and data to the quantities of the theory, each with the direction in which it errs.
+
+Models are `torch.nn.Module`s from inputs (n, *shape) to logits (n, K); losses are per-sample functions of
+logits (n, K) and labels (n,). Everything is evaluated in the dtype of the inputs, which has to be the
+model's, with the model in evaluation mode; modes, gradients and `requires_grad` are left as found. Work is
+done in batches, never sample by sample.
+"""
+
+from estimators.batching import Support
+from estimators.gradients import gradient_norm, input_gradients
+from estimators.hessian import hessian_norms
+from estimators.kinks import DivergenceTest, divergence_test, kinks, traced_kinks
+from estimators.losses import LossFunction, cross_entropy, label_losses, margin
+from estimators.margins import minimum_loss, targeted_constants, untargeted_constants
+from estimators.remainder import remainder
+from estimators.risk import effectiveness, empirical_risk, risk
+from estimators.similarity import gradient_similarity
+from estimators.smoothness import smoothness
+
+__all__ = [
+    "DivergenceTest",
+    "LossFunction",
+    "Support",
+    "cross_entropy",
+    "divergence_test",
+    "effectiveness",
+    "empirical_risk",
+    "gradient_norm",
+    "gradient_similarity",
+    "hessian_norms",
+    "input_gradients",
+    "kinks",
+    "label_losses",
+    "margin",
+    "minimum_loss",
+    "remainder",
+    "risk",
+    "smoothness",
+    "targeted_constants",
+    "traced_kinks",
+    "untargeted_constants",
+]

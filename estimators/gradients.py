@@ -1,0 +1,151 @@
+"""Input gradients of a per-sample loss, and the gradient bound B of Theorems 3 and 4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bounds.estimate import Estimate
+from estimators.batching import (
+    DEFAULT_BATCH,
+    Support,
+    batches,
+    check_finite,
+    check_inputs,
+    check_labels,
+    check_loss,
+    check_support,
+    frozen,
+)
+from estimators.losses import LossFunction, cross_entropy, margin
+
+
+def differentiate(values: Tensor, x: Tensor, *, create_graph: bool = False) -> Tensor:
+    """The gradient of `values.sum()` in x, zero where the values do not depend on x."""
+    if not values.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(values.sum(), x, create_graph=create_graph, materialize_grads=True)
+    return gradient
+
+
+def input_gradients(
+    model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, *, batch_size: int = DEFAULT_BATCH
+) -> Tensor:
+    """Gradient of each sample's loss in its input.
+
+    Args:
+        model: Network from (n, *shape) to logits (n, K).
+        loss: Per-sample loss.
+        x: Inputs (n, *shape) in the model's dtype.
+        y: Labels (n,), or (n, L) for L labels per sample.
+        batch_size: Samples differentiated at once.
+
+    Returns:
+        Gradients (n, *shape), or (n, L, *shape) for L labels per sample.
+
+    Raises:
+        TypeError: If x is not floating-point or y not integer.
+        ValueError: If shapes, labels or values do not fit, or a gradient is not finite.
+    """
+    classes = check_inputs((model,), x, batch_size)
+    y = check_labels(y, x, classes, several=True)
+    check_loss(loss, model, x, classes)
+    rows = [gradient for _, gradient in _value_gradients(model, loss, x, y, batch_size)]
+    return torch.cat(rows).reshape(*y.shape, *x.shape[1:])
+
+
+def gradient_norms(model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, *, batch_size: int) -> Tensor:
+    """l2 norm of each loss gradient, (n,) or (n, L) in float64, for inputs that are checked already.
+
+    Cross-entropy goes through its margin, sigmoid(m) ||grad m||, which stays positive at points so confident
+    that p - e_y rounds to zero.
+    """
+    through_margin = loss is cross_entropy
+    norms = []
+    for values, gradient in _value_gradients(model, _direction_loss(loss), x, y, batch_size):
+        norm = torch.linalg.vector_norm(gradient.flatten(1).double(), dim=1)
+        norms.append(norm * torch.sigmoid(values.double()) if through_margin else norm)
+    return torch.cat(norms).reshape(y.shape)
+
+
+def unit_gradients(
+    model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, *, batch_size: int
+) -> Iterator[Tensor]:
+    """Batches (m, d) in float64 of unit loss gradients, zero rows where the gradient is zero.
+
+    For cross-entropy these are the margin's directions, which are the same. Inputs are checked already.
+    """
+    for _, gradient in _value_gradients(model, _direction_loss(loss), x, y, batch_size):
+        rows = gradient.flatten(1).double()
+        # Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
+        largest = rows.abs().amax(1, keepdim=True)
+        rows = rows / largest.where(largest > 0, 1.0)
+        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        yield rows / norm.where(norm > 0, 1.0)
+
+
+def gradient_norm(
+    model: nn.Module,
+    loss: LossFunction,
+    x: Tensor,
+    y: Tensor,
+    *,
+    support: Support = "finite",
+    batch_size: int = DEFAULT_BATCH,
+) -> Estimate:
+    """B = sup ||grad l(x, y)||_2 over the data and the labels given (TRS, Theorems 3 and 4, section 4.4).
+
+    The theorems need every label that their proofs touch: y and the target y_t for Theorem 3, all labels for
+    Theorem 4. Pass those labels as y of shape (n, L).
+
+    Args:
+        model: Network from (n, *shape) to logits (n, K).
+        loss: Per-sample loss.
+        x: Inputs (n, *shape) in the model's dtype.
+        y: Labels (n,), or (n, L); the supremum runs over all of them.
+        support: "finite": the given set is the distribution, so the maximum is exact (up to rounding).
+            "population": the set is a sample, so the maximum only bounds B from below.
+        batch_size: Samples differentiated at once.
+
+    Returns:
+        Loss per unit of l2 distance: exact for "finite", [maximum, inf] for "population".
+
+    Raises:
+        TypeError: If x is not floating-point or y not integer.
+        ValueError: If shapes, labels, values or the support's name do not fit.
+    """
+    check_support(support)
+    classes = check_inputs((model,), x, batch_size)
+    y = check_labels(y, x, classes, several=True)
+    check_loss(loss, model, x, classes)
+    largest = float(gradient_norms(model, loss, x, y, batch_size=batch_size).max())
+    seen = f"largest l2 gradient norm over {len(x)} points, {describe_labels(y)}, in {x.dtype}"
+    if support == "finite":
+        return Estimate.exact(largest, f"{seen}; exact for this finite set up to rounding", samples=len(x))
+    return Estimate.at_least(
+        largest, f"{seen}; a sample's maximum, a lower bound for the population", samples=len(x)
+    )
+
+
+def describe_labels(y: Tensor) -> str:
+    """How many labels per sample an estimate covers, in words."""
+    count = y.shape[1] if y.dim() == 2 else 1
+    return f"{count} label{'s' if count > 1 else ''} each"
+
+
+def _direction_loss(loss: LossFunction) -> LossFunction:
+    return margin if loss is cross_entropy else loss
+
+
+def _value_gradients(
+    model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for labels, part in batches(y, batch_size, x):
+        with frozen(model):
+            point = part.detach().requires_grad_(True)
+            values = loss(model(point), labels)
+            gradient = differentiate(values, point)
+        check_finite(gradient, "the gradients")
+        yield values.detach(), gradient

@@ -1,0 +1,90 @@
+"""Set up this checkout and run it: the only thing that a fresh machine needs is Python 3.11 to 3.13.
+
+    python3 start.py              set up, then run the main job (bound-vs-empirical) on embedded data
+    python3 start.py test         set up, then lint, check types and run every test
+    python3 start.py COMMAND ...  set up, then run a console command, e.g. train-ensemble --help
+
+The set-up makes a virtual environment in `.venv` beside this file and is skipped when it is already current.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "set-up-for"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+COMMANDS = {
+    "bound-vs-empirical": ("empirical.cli", "bound_vs_empirical"),
+    "train-ensemble": ("empirical.cli", "train_ensemble"),
+    "check-statements": ("bounds.cli", "check_statements"),
+}
+
+
+def set_up() -> None:
+    """Create `.venv` and install the project with its test tools, unless that was done for this pyproject."""
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + str(ROOT).encode()).hexdigest()
+    if STAMP.exists() and STAMP.read_text() == wanted:
+        return
+    print("setting up .venv (a few minutes the first time: PyTorch is large) ...", file=sys.stderr, flush=True)
+    try:
+        # --clear: a set-up that was interrupted, or a checkout that was moved, starts over.
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
+        subprocess.run([str(PYTHON), "-m", "pip", "install", "--quiet", "--editable", ".[test]"], cwd=ROOT, check=True)
+    except subprocess.CalledProcessError as error:
+        hint = " (on Debian and Ubuntu the venv module is the package python3-venv)" if not PYTHON.exists() else ""
+        raise SystemExit(f"set-up failed: {' '.join(map(str, error.cmd))} exited {error.returncode}{hint}") from None
+    STAMP.write_text(wanted)
+
+
+def run(*arguments: str) -> int:
+    """Run the environment's Python in the checkout and return its exit status."""
+    return subprocess.run([str(PYTHON), *arguments], cwd=ROOT).returncode
+
+
+def test(arguments: list[str]) -> int:
+    """Lint, types, then the fast tests and the slow ones; stop at the first step that fails."""
+    if arguments:
+        return run("-m", "pytest", *arguments)
+    steps = (
+        ("-m", "ruff", "check", "."),
+        ("-m", "ruff", "format", "--check", "."),
+        ("-m", "mypy"),
+        ("-m", "pytest", "-q", "-m", "not slow"),
+        ("-m", "pytest", "-q", "-m", "slow"),
+    )
+    for step in steps:
+        print("+", *step[1:], file=sys.stderr, flush=True)
+        if status := run(*step):
+            return status
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Set up and run what the command line asks for."""
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        raise SystemExit(f"expected Python 3.11 to 3.13, got {sys.version.split()[0]}: call start.py with another python")
+    command, *rest = arguments or ["bound-vs-empirical"]
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if command != "test" and command not in COMMANDS:
+        print(f"expected test or one of {', '.join(COMMANDS)}; got {command!r}", file=sys.stderr)
+        return 2
+    set_up()
+    if command == "test":
+        return test(rest)
+    module, function = COMMANDS[command]
+    return run("-c", f"import sys; from {module} import {function} as main; sys.exit(main())", *rest)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
