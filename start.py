@@ -28,17 +28,20 @@ COMMANDS = {
 
 def set_up() -> None:
     """Create `.venv` and install the project with its test tools, unless that was done for this pyproject."""
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + str(ROOT).encode()).hexdigest()
+    project = (ROOT / "pyproject.toml").read_bytes()
+    wanted = hashlib.sha256(project + str(ROOT).encode()).hexdigest()
     if STAMP.exists() and STAMP.read_text() == wanted:
         return
-    print("setting up .venv (a few minutes the first time: PyTorch is large) ...", file=sys.stderr, flush=True)
+    print("setting up .venv (minutes the first time: PyTorch is large) ...", file=sys.stderr, flush=True)
     try:
         # --clear: a set-up that was interrupted, or a checkout that was moved, starts over.
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
-        subprocess.run([str(PYTHON), "-m", "pip", "install", "--quiet", "--editable", ".[test]"], cwd=ROOT, check=True)
+        install = [str(PYTHON), "-m", "pip", "install", "--quiet", "--editable", ".[test]"]
+        subprocess.run(install, cwd=ROOT, check=True)
     except subprocess.CalledProcessError as error:
-        hint = " (on Debian and Ubuntu the venv module is the package python3-venv)" if not PYTHON.exists() else ""
-        raise SystemExit(f"set-up failed: {' '.join(map(str, error.cmd))} exited {error.returncode}{hint}") from None
+        hint = "" if PYTHON.exists() else " (on Debian and Ubuntu venv is the package python3-venv)"
+        words = " ".join(map(str, error.cmd))
+        raise SystemExit(f"set-up failed: {words} exited {error.returncode}{hint}") from None
     STAMP.write_text(wanted)
 
 
@@ -68,7 +71,8 @@ def test(arguments: list[str]) -> int:
 def main(arguments: list[str]) -> int:
     """Set up and run what the command line asks for."""
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        raise SystemExit(f"expected Python 3.11 to 3.13, got {sys.version.split()[0]}: call start.py with another python")
+        found = sys.version.split()[0]
+        raise SystemExit(f"expected Python 3.11 to 3.13, got {found}: call start.py with another one")
     command, *rest = arguments or ["bound-vs-empirical"]
     if command in ("-h", "--help"):
         print(__doc__)

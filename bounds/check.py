@@ -66,8 +66,8 @@ class Finding:
         examples: Worlds tried, the extremal families included and shrinking excluded.
         met: How many of them met the hypotheses.
         informative: In how many the statement then said more than is trivially known.
-        slack: Smallest gap found between the bound and the truth, NaN where no hypotheses were met. Below zero
-            by more than rounding where the statement is falsified.
+        slack: Smallest gap found between the bound and the truth, NaN where no hypotheses were met. Below
+            zero by more than rounding where the statement is falsified.
         counterexample: The minimal one, if any.
         proof: The machine proof, if it was run.
         vacuity: The proof that the statement is never informative, if it was run.
@@ -149,7 +149,7 @@ class _Search:
         if trial.falsified:
             self.counterexample = Counterexample(numbers, trial.value, trial.measured, case)
             raise _Falsified
-        return -math.tanh(trial.slack)
+        return _score(self.statement.sense, trial)
 
     def run(self, cases: st.SearchStrategy[Any], examples: int, random_seed: int | None) -> None:
         """Draw worlds until the statement fails or the budget is spent; keep the smallest counterexample."""
@@ -204,6 +204,19 @@ def _trial(statement: Statement, numbers: Mapping[str, float], measured: float) 
     tolerance = 0.0 if statement.strict else TOLERANCE * (1.0 + abs(value))
     falsified = statement.contradicted_by(measured, value, tolerance=tolerance)
     return _Trial(numbers, value, measured, slack, gain > TOLERANCE, falsified)
+
+
+def _score(sense: Sense, trial: _Trial) -> float:
+    """Closeness to a violation, above -1 where the hypotheses hold.
+
+    A bound of zero on a rate of zero is tight and no danger to any statement. So what is climbed is first
+    whether there is something to violate (a rate above zero, a lower bound above zero), then the slack.
+    """
+    if sense is Sense.UPPER and trial.measured <= 0.0:
+        return -0.9
+    if sense is Sense.LOWER and trial.value <= 0.0:
+        return -0.5 - 0.4 * math.tanh(-trial.value)
+    return -0.5 * math.tanh(trial.slack)
 
 
 def worlds_for(reading: Reading) -> st.SearchStrategy[Any]:

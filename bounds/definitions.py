@@ -361,7 +361,7 @@ _ALL = (
         r"T_r = \mathbb I[\mathcal F(x) = \mathcal G(x) = y \wedge \mathcal F(\mathcal A(x)) \neq y \wedge "
         r"\mathcal G(\mathcal A(x)) \neq y]",
         "The targeted version counts points whose label already is the target, for any attack; "
-        "$T_r^*$ does not.",
+        "$T_r^*$ does not (erratum 17).",
         ("transfers",),
     ),
     Definition(

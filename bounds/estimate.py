@@ -72,7 +72,8 @@ class Estimate:
         """A probability from independent trials, with the exact two-sided Clopper-Pearson interval.
 
         Raises:
-            ValueError: If there are no trials, more successes than trials, or the confidence is not in (0, 1).
+            ValueError: If there are no trials, more successes than trials, or the confidence is not in
+                (0, 1).
         """
         if trials < 1:
             raise ValueError(f"expected at least one trial to estimate a proportion, got {trials}")

@@ -93,7 +93,7 @@ THEOREM_1 = Statement(
     ),
     terms=_terms(-eps),
     trends={**_TRENDS, "c_F": Trend.DECREASING},
-    errata=(1, 8, 9, 10),
+    errata=(1, 8, 9, 10, 17),
 )
 
 THEOREM_1_REPAIRED = Statement(

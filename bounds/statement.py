@@ -116,7 +116,7 @@ class Term:
     neutral: Mapping[Quantity, Any] = field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Statement:
     """One theorem or lemma, as data.
 
@@ -181,6 +181,9 @@ class Statement:
             )
         if not self.terms or self.terms[-1].neutral:
             raise ValueError(f"{self.id}: expected a last term that holds no quantity at a neutral value")
+
+    def __repr__(self) -> str:
+        return f"Statement({self.id!r})"
 
     def _parts(self) -> list[sympy.Basic]:
         return [

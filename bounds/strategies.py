@@ -5,7 +5,7 @@ Numbers are drawn as small integers over a power of two, so that counterexamples
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -92,13 +92,17 @@ def _labels(size: int, labels: int) -> st.SearchStrategy[NDArray[np.int64]]:
     return _grid(size, 0, labels - 1, 1.0).map(lambda numbers: numbers.astype(np.int64))
 
 
+#: By how much a barely successful attack overshoots.
+_OVERSHOOT = 1 / 1024
+
+
 @st.composite
 def attacked_worlds(draw: st.DrawFn, *, models: int = 2) -> AttackedWorld:
     """Worlds of 1 to 3 points, 2 or 3 labels and dimension 1 or 2, with attacks that know the models.
 
-    Losses are nonnegative at the points; gradients range from negligible to dominant; the other models are
-    unrelated to the first or share its gradients; curvature is absent, slight or strong; each point is left
-    alone, moved along the first model's margin, along the sum of all margins, or anywhere in the ball.
+    Losses are nonnegative at the points. Each point is left alone, moved along the first model's margin,
+    along the sum of all margins, or anywhere in the ball; where the attack can succeed, the losses may be set
+    so that it only just does, as the worst case of an upper bound has it.
 
     Args:
         draw: Supplied by Hypothesis.
@@ -107,66 +111,127 @@ def attacked_worlds(draw: st.DrawFn, *, models: int = 2) -> AttackedWorld:
     points, labels, dimension = draw(st.integers(1, 3)), draw(st.integers(2, 3)), draw(st.integers(1, 2))
     weight = draw(_grid(points, 1, 4, 1.0))
     label = draw(_labels(points, labels))
+    reached = draw(_labels(points * models, labels)).reshape(points, models)
     eps = draw(st.sampled_from([1.0, 0.5, 2.0]))
     shape = (points, models, labels)
-    is_label = (label[:, None] == np.arange(labels))[:, None, :]
-    low, high = (
-        draw(_grid(points * models * labels, 0, 16, step)).reshape(shape) for step in (1 / 16, 1 / 4)
-    )
-    value = np.where(is_label, low, high)
+    is_label = np.broadcast_to((label[:, None] == np.arange(labels))[:, None, :], shape)
+    low, high = (draw(_grid(is_label.size, 0, 16, step)).reshape(shape) for step in (1 / 16, 1 / 4))
     size = draw(st.sampled_from([1.0, 0.25, 1 / 16]))
-    gradient = size * draw(_grid(value.size * dimension, -8, 8, 1 / 8)).reshape(*shape, dimension)
-    if draw(st.booleans()):
-        gradient[:, 1:] = gradient[:, :1]
-    if draw(st.booleans()):  # only the label that matters to a lower bound has a sizeable gradient
-        moving = draw(st.sampled_from([is_label, np.arange(labels) == TARGET]))
-        gradient = np.where(moving[..., None], gradient, gradient / 64)
-    bend = draw(st.sampled_from([0.0, 1 / 16, 1 / 2])) * size
-    curvature = bend * draw(_grid(value.size, -2, 2, 1 / 2)).reshape(shape)
+    gradient, curvature = _slopes(draw, is_label, dimension)
     world = LocalQuadratics(
-        weight / weight.sum(), label, value, gradient, curvature[..., None, None] * np.eye(dimension)
+        weight / weight.sum(),
+        label,
+        np.where(is_label, low, high),
+        size * gradient,
+        size * curvature[..., None, None] * np.eye(dimension),
     )
-    steps = [_step(draw, world, point, eps) for point in range(points)]
-    return AttackedWorld(world, np.stack(steps), eps)
+    steps = np.stack([_step(draw, world, point, reached[point], eps) for point in range(points)])
+    if draw(st.booleans()):
+        world = _barely_fooled(world, steps, reached)
+    return AttackedWorld(world, steps, eps)
 
 
-def _step(draw: st.DrawFn, world: LocalQuadratics, point: int, eps: float) -> NDArray[np.float64]:
-    """One point's perturbation, within the ball."""
-    labels, dimension = world.gradient.shape[-2:]
-    kind = draw(st.sampled_from(["none", "joint", "surrogate", "anywhere"]))
-    if kind == "none":
-        return np.zeros(dimension)
-    if kind == "anywhere":
-        direction = draw(_grid(dimension, -4, 4, 1.0))
-    else:
-        reached = draw(st.integers(0, labels - 1))
-        slope = world.gradient[point, :, reached] - world.gradient[point, :, world.label[point]]
-        direction = -(slope[0] if kind == "surrogate" else slope.sum(axis=0))
+def _slopes(
+    draw: st.DrawFn, is_label: NDArray[np.bool_], dimension: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Gradients (A, N, K, D) and curvatures (A, N, K), free or in a pattern in which some bound is tight."""
+    shape = is_label.shape
+    gradient = draw(_grid(is_label.size * dimension, -8, 8, 1 / 8)).reshape(*shape, dimension)
+    curvature = draw(_grid(is_label.size, -2, 2, 1 / 2)).reshape(shape)
+    if draw(st.booleans()):  # one length for all
+        length = np.linalg.norm(gradient, axis=-1, keepdims=True)
+        gradient = np.divide(gradient, length, out=np.zeros_like(gradient), where=length > 0)
+    if draw(
+        st.booleans()
+    ):  # a wrong label's loss falls as fast as the true one's rises, and bends the other way
+        at_label = np.where(is_label[..., None], gradient, 0.0).sum(axis=2, keepdims=True)
+        gradient = np.where(is_label[..., None], gradient, -at_label)
+        curvature = np.where(is_label, 1.0, -1.0)
+    relation = draw(st.sampled_from([0.0, 1.0, -1.0]))
+    if relation:  # the other models' gradients are the first one's, or opposite
+        gradient[:, 1:] = relation * gradient[:, :1]
+    everything, truth = np.ones(shape, dtype=bool), is_label
+    target = np.broadcast_to(np.arange(shape[-1]) == TARGET, shape)
+    some = draw(_grid(shape[1] * shape[2], 0, 1, 1.0)).reshape(shape[1:]) == 0.0
+    # A lower bound wants one label to carry the gradient; Theorem 4 is tight where models differ in which.
+    moving = draw(st.sampled_from([everything, truth, target, np.broadcast_to(some, shape)]))
+    bend = draw(st.sampled_from([0.0, 1 / 16, 1 / 2, 2.0]))
+    return np.where(moving[..., None], gradient, gradient / 64), bend * curvature
+
+
+def _step(
+    draw: st.DrawFn, world: LocalQuadratics, point: int, reached: NDArray[np.int64], eps: float
+) -> NDArray[np.float64]:
+    """One point's perturbation, within the ball, towards the labels to be reached by the models."""
+    kind = draw(st.sampled_from(["joint", "surrogate", "anywhere", "none"]))
+    slope = world.gradient[point]
+    downhill = slope[:, world.label[point]] - slope[np.arange(len(reached)), reached]
+    direction = {
+        "none": np.zeros(slope.shape[-1]),
+        "joint": downhill.sum(axis=0),
+        "surrogate": downhill[0],
+        "anywhere": draw(_grid(slope.shape[-1], -4, 4, 1.0)),
+    }[kind]
     length = np.linalg.norm(direction)
     reach = draw(st.sampled_from([1.0, 0.5])) * eps
-    return direction * (reach / length) if length > 0 else np.zeros(dimension)
+    return direction * (reach / length) if length > 0 else np.zeros_like(direction)
+
+
+def _barely_fooled(
+    world: LocalQuadratics, steps: NDArray[np.float64], reached: NDArray[np.int64]
+) -> LocalQuadratics:
+    """The world with losses at the reached labels such that each attack that can succeed only just does."""
+    change = world.loss_after(steps) - world.value
+    truth = np.broadcast_to(world.label[:, None], reached.shape)
+
+    def at(values: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.take_along_axis(values, labels[..., None], axis=-1)
+
+    drop = at(change, truth) - at(change, reached) - _OVERSHOOT
+    tight = np.where(drop > 0, at(world.value, truth) + drop, at(world.value, reached))
+    value = world.value.copy()
+    np.put_along_axis(value, reached[..., None], tight, axis=-1)
+    return replace(world, value=value)
 
 
 @st.composite
 def label_shifts(draw: st.DrawFn) -> LabelShift:
-    """Two classifiers, a truth and an attack as maps on 1 to 6 inputs with 2 or 3 labels."""
+    """Two classifiers, a truth and an attack on 1 to 6 inputs with 2 or 3 labels.
+
+    The classifiers err anywhere or on one input at most; the attack is any map, a permutation or
+    one that sends every input to the same; the inputs are equally likely or not.
+    """
     inputs, labels = draw(st.integers(1, 6)), draw(st.integers(2, 3))
-    weight = draw(_grid(inputs, 1, 4, 1.0))
-    predictions = _labels(inputs, labels)
-    truth = draw(predictions)
-    # Mostly right classifiers: a model's label is the truth plus a shift that shrinks to zero.
-    f, g = ((truth + draw(predictions) * draw(st.booleans())) % labels for _ in range(2))
-    return LabelShift(weight / weight.sum(), truth, f, g, draw(_labels(inputs, inputs)))
+    weight = draw(_grid(inputs, 1, 4, 1.0)) if draw(st.booleans()) else np.ones(inputs)
+    truth = draw(_labels(inputs, labels))
+    f, g = ((truth + _errors(draw, inputs, labels)) % labels for _ in range(2))
+    one_place = st.integers(0, inputs - 1).map(lambda place: np.full(inputs, place))
+    permutation = st.permutations(range(inputs)).map(np.array)
+    attack = draw(st.one_of(one_place, permutation, _labels(inputs, inputs)))
+    return LabelShift(weight / weight.sum(), truth, f, g, attack)
+
+
+def _errors(draw: st.DrawFn, inputs: int, labels: int) -> NDArray[np.int64]:
+    """What to add to the truth: anything, or something on one input alone."""
+    errors = draw(_labels(inputs, labels))
+    if draw(st.booleans()):
+        return errors
+    return np.where(np.arange(inputs) == draw(st.integers(0, inputs - 1)), errors, 0)
 
 
 @st.composite
 def directions(draw: st.DrawFn) -> Directions:
-    """Vectors in one to three dimensions; the perturbation is free, or the best for both directions."""
+    """Vectors in one to three dimensions; the perturbation is free, along both, or from one to the other."""
     dimension = draw(st.integers(1, 3))
     nonzero = _grid(dimension, -4, 4, 1.0).filter(lambda vector: bool(vector.any()))
     first, second = draw(nonzero), draw(nonzero)
     delta = draw(_grid(dimension, -8, 8, 1 / 4))
-    if draw(st.booleans()):
-        delta = best_common_step(first, second, float(np.abs(delta).max()))
+    length, kind = float(np.abs(delta).max()), draw(st.sampled_from(["free", "common", "across"]))
+    if kind == "common":
+        delta = best_common_step(first, second, length)
+    if kind == "across":
+        turn = second / np.linalg.norm(second) - first / np.linalg.norm(first)
+        far = np.linalg.norm(turn)
+        delta = turn * (length / far) if far > 0 else np.zeros(dimension)
     slack, threshold, similarity = (draw(st.integers(*ends)) / 8 for ends in ((0, 4), (-16, 16), (-8, 8)))
     return Directions(delta, first, second, slack, threshold, similarity)

@@ -49,7 +49,8 @@ _TRENDS = {
     "l_min": Trend.DECREASING,
 }
 
-_S = S_UPPER.meaning_here(f"{S_UPPER.meaning}; the labels are the true one and those the attack may reach")
+_S = S_UPPER.meaning_here(f"{S_UPPER.meaning}; at the true label (over more labels it is only larger)")
+_S_BOTH = S_UPPER.meaning_here(f"{S_UPPER.meaning}; over both labels, the true one and y_t")
 _B = B.meaning_here(f"{B.meaning}, of F and G, the true one and those the attack may reach")
 _XI_F_PROPER = XI_F.meaning_here(
     "mean of l_F(x, y) over all points, counted as 0 where F or G errs or y = y_t",
@@ -97,7 +98,7 @@ THEOREM_3 = Statement(
     ),
     terms=_TERMS,
     trends=_TRENDS,
-    errata=(3, 4, 5, 6, 11, 12),
+    errata=(3, 4, 5, 6, 11, 12, 17),
 )
 
 THEOREM_3_REPAIRED = Statement(
@@ -189,10 +190,10 @@ REFINED_R3 = Statement(
     variant=Variant.REFINED,
     sense=Sense.UPPER,
     source="sharpens TRS, Theorem 3, section 4.4",
-    claim="Adding the two margins before Markov's inequality at least halves the repaired Theorem 3.",
+    claim="Adding the two margins before Markov's inequality at least halves the repaired Theorem 3 (same S).",
     subject=_TARGETED_PROPER,
     expression=(xi_F + xi_G) / (2 * (l_min - _SUM_DROP)),
-    quantities=THEOREM_3_REPAIRED.quantities,
+    quantities=(_XI_F_PROPER, _XI_G_PROPER, _L_MIN_TARGET_RIGHT, EPS, _B, _S_BOTH, BETA),
     hypotheses=(
         Hypothesis(
             "l_min exceeds 2 eps B max(sqrt((1 + S_upper) / 2), 1/2) + beta eps^2", l_min - _SUM_DROP > 0
@@ -293,7 +294,7 @@ REFINED_CANTELLI = Statement(
     claim="If the mean joint margin exceeds what the ball takes away, its deviation bounds the transfer.",
     subject=_TARGETED_PROPER,
     expression=right * deviation**2 / (deviation**2 + _REST**2),
-    quantities=(RIGHT_RATE, MEAN_MARGIN, MARGIN_DEVIATION, EPS, _B, _S, BETA),
+    quantities=(RIGHT_RATE, MEAN_MARGIN, MARGIN_DEVIATION, EPS, _B, _S_BOTH, BETA),
     hypotheses=(
         Hypothesis(
             "the mean margin exceeds 2 (2 eps B max(sqrt((1 + S_upper) / 2), 1/2) + beta eps^2)", _REST > 0

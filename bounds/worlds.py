@@ -161,11 +161,7 @@ class LocalQuadratics:
             ValueError: If a perturbation leaves the ball.
         """
         d = np.asarray(perturbation, dtype=np.float64)
-        size = np.linalg.norm(d, axis=-1)
-        if (size > np.asarray(eps)[..., None] * (1.0 + _RADIUS_TOLERANCE)).any():
-            raise ValueError(
-                f"expected perturbations of l2 norm at most eps = {eps}, got one of {size.max()}"
-            )
+        _check_ball(d, eps)
         return Scenario(
             self.probability,
             self.label,
@@ -254,11 +250,7 @@ class LinearSoftmax:
             ValueError: If a perturbation leaves the ball.
         """
         points, d = np.asarray(points, dtype=np.float64), np.asarray(perturbation, dtype=np.float64)
-        size = np.linalg.norm(d, axis=-1)
-        if (size > eps * (1.0 + _RADIUS_TOLERANCE)).any():
-            raise ValueError(
-                f"expected perturbations of l2 norm at most eps = {eps}, got one of {size.max()}"
-            )
+        _check_ball(d, eps)
         return Scenario(
             np.full(len(points), 1.0 / len(points)),
             np.asarray(label, dtype=np.int64),
@@ -376,8 +368,9 @@ def random_quadratics(
 
     Scales of gradients and curvatures are log-uniform, so that eps B and beta eps^2 range from negligible to
     dominant against the losses; gradients of F and G range from opposite to equal; losses are nonnegative at
-    the points. In half of the worlds one label carries nearly all of the gradient and both models nearly
-    share it, the regime of Theorems 1 and 2.
+    the points. In some worlds the gradients at the wrong labels oppose the one at the true label at equal
+    length, the extreme of Theorems 3 and 4; in half of them one label carries nearly all of the gradient and
+    both models nearly share it, the regime of Theorems 1 and 2.
 
     Args:
         rng: Source of randomness.
@@ -394,12 +387,15 @@ def random_quadratics(
     is_label = (label[:, :, None] == np.arange(labels))[:, :, None, :]
 
     shared = _unit(rng.normal(size=(worlds, points, 1, labels, dimension)))
+    opposed = rng.random(per_world) < 0.3
+    axis = np.where(is_label, 1.0, -1.0)[..., None] * shared[:, :, :, :1]
+    shared = np.where(opposed[..., None], axis, shared)
     noise = _unit(rng.normal(size=(*shape, dimension)))
     sign = np.where(np.arange(2) == F, 1.0, rng.choice([1.0, -1.0], size=(worlds, 1, 1)))[:, :, :, None, None]
     alike = rng.choice([0.0, 0.7, 0.98, 1.0], size=(worlds, 1, 1, 1, 1))
     direction = _unit(alike * sign * shared + (1.0 - alike) * noise + 1e-12)
     scale = 10.0 ** rng.uniform(-2.5, 0.3, size=per_world) / eps
-    length = scale * rng.uniform(0.2, 1.0, size=shape)
+    length = scale * np.where(opposed, 1.0, rng.uniform(0.2, 1.0, size=shape))
     value = np.where(is_label, rng.uniform(0.0, 0.4, size=shape), rng.uniform(0.3, 2.0, size=shape))
 
     steep = rng.random(per_world) < 0.5
@@ -421,6 +417,12 @@ def random_quadratics(
 
 def _unit(vectors: Floats) -> Floats:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def _check_ball(perturbation: Floats, eps: float | Floats) -> None:
+    size = np.linalg.norm(perturbation, axis=-1)
+    if not (size <= np.asarray(eps)[..., None] * (1.0 + _RADIUS_TOLERANCE)).all():
+        raise ValueError(f"expected perturbations of l2 norm at most eps = {eps}, got one of {size.max()}")
 
 
 def _check_distribution(probability: Floats) -> None:

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from empirical.config import TrainingConfig
-    from empirical.objectives import Objective
 
 METHODS = ("vanilla", "cos-only", "cos-l2", "trs")
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
@@ -45,9 +44,9 @@ def _guarded(command: Callable[[argparse.Namespace], int], options: argparse.Nam
 def _bound_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bound-vs-empirical",
-        description="Train ensembles (or take checkpoints), measure every quantity of Theorems 1-4 of the TRS "
-        "paper on held-out points, evaluate the theorems, attack, and show predicted beside measured transfer: "
-        "tables, figures, results.json and a report that opens in any browser.",
+        description="Train ensembles (or take checkpoints), measure every quantity of Theorems 1-4 of the "
+        "TRS paper on held-out points, evaluate the theorems, attack, and show predicted beside measured "
+        "transfer: tables, figures, results.json and a report that opens in any browser.",
         epilog="Called again with the same options, it reuses what is finished. Exit status: 0 fine, 1 a "
         "guaranteed bound was violated, 2 bad input.",
     )
@@ -92,7 +91,7 @@ def _bound_parser() -> argparse.ArgumentParser:
         "--support",
         choices=("finite", "population"),
         default="finite",
-        help="what claims are about: the evaluated points, or the population they come from (default: finite)",
+        help="what claims are about: the evaluated points, or their population (default: finite)",
     )
     parser.add_argument(
         "--confidence", type=float, default=0.95, help="confidence of statistical intervals (default: 0.95)"
@@ -106,8 +105,8 @@ def _bound_parser() -> argparse.ArgumentParser:
 def _train_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train-ensemble",
-        description="Train an ensemble with a method of the TRS paper and save it as a checkpoint (safetensors "
-        "and a JSON sidecar).",
+        description="Train an ensemble with a method of the TRS paper and save it as a checkpoint "
+        "(safetensors and a JSON sidecar).",
         epilog="An interrupted run goes on with --resume and ends in the weights of an uninterrupted one.",
     )
     parser.add_argument(
@@ -233,10 +232,8 @@ def _train_ensemble(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"checkpoint": str(output), **metadata}, allow_nan=False))
     else:
-        members = ", ".join(f"{value:.4f}" for value in accuracy["members"])
-        print(
-            f"test accuracy: ensemble {accuracy['ensemble']:.4f}, members {members}, weakest {accuracy['weakest']:.4f}"
-        )
+        weakest, members = accuracy["weakest"], ", ".join(f"{value:.4f}" for value in accuracy["members"])
+        print(f"test accuracy: ensemble {accuracy['ensemble']:.4f}, weakest {weakest:.4f} of {members}")
         print(f"checkpoint: {output}")
     return 0
 
@@ -249,7 +246,7 @@ def _configured(
     return replace(config, seed=options.seed, device=options.device, **given)
 
 
-def _reweighted(objective: Objective, options: argparse.Namespace) -> Objective:
+def _reweighted(objective: Any, options: argparse.Namespace) -> Any:
     """The objective with the parameters given on the command line.
 
     Raises:

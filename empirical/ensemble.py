@@ -161,7 +161,7 @@ def load_tensors(
         raise CheckpointError(
             f"expected weights with digest {digest[:12]} in {path}, got {actual[:12]}: the file is corrupt"
         )
-    # Copies: the tensors that safetensors gives are views of the file, and would change or fault along with it.
+    # Copies: the tensors that safetensors gives are views of the file and would change or fault with it.
     return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}, metadata
 
 

@@ -22,7 +22,15 @@ from empirical.ensemble import Ensemble, load_checkpoint
 from empirical.files import parse_json
 from empirical.plots import save_figures
 from empirical.report import write_report
-from empirical.results import Comparison, EnsembleResult, ResultsError, Settings, load_results, save_results
+from empirical.results import (
+    Comparison,
+    EnsembleResult,
+    ResultsError,
+    Settings,
+    load_results,
+    save_results,
+    save_table,
+)
 from empirical.training import state_path, train
 from estimators import Support
 
@@ -102,7 +110,7 @@ def run_comparison(
     Args:
         trained: Ensembles on one device.
         data: The set whose held-out points are used.
-        folder: Where `results.json`, `figures/` and `report.html` go.
+        folder: Where `results.json`, `rows.csv`, `figures/` and `report.html` go.
         eps: l2 radii of the transfer attacks.
         target_label: Label of the targeted attacks.
         samples: At most this many held-out points are used, the first ones.
@@ -139,6 +147,7 @@ def run_comparison(
         results.append(result)
         comparison = Comparison(settings, environment, tuple(results))
         save_results(path, comparison)
+    save_table(folder / "rows.csv", comparison)
     figures = save_figures(comparison, folder / "figures")
     write_report(comparison, figures, folder / "report.html")
     return comparison

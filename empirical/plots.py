@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 
@@ -18,12 +21,13 @@ from matplotlib.patches import Patch
 
 from bounds import STATEMENTS, Estimate, Sense
 from empirical.results import Comparison, EnsembleResult, Row
+from empirical.summary import short_title
 
 # Okabe and Ito's palette; it survives the common forms of colour blindness. Markers and dashes carry the same
 # distinction, so that the figures can be read in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GRADE_MARKERS = {"certified": "o", "confident": "s", "heuristic": "^"}
-STATEMENT_STYLES = {
+STATEMENT_STYLES: dict[str, tuple[str, Any]] = {
     "theorem-1": (COLOURS[1], "--"),
     "theorem-2": (COLOURS[1], "--"),
     "theorem-3": (COLOURS[1], "-."),
@@ -33,7 +37,7 @@ STATEMENT_STYLES = {
     "refined-r3": (COLOURS[3], (0, (1, 1))),
     "refined-r3-untargeted": (COLOURS[3], (0, (1, 1))),
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -219,13 +223,15 @@ def _sweep_panel(axes: Axes, rows: list[Row]) -> dict[str, Line2D]:
             if not found:
                 continue
             colour, dash = STATEMENT_STYLES[statement]
-            (line,) = axes.plot(
+            axes.plot(
                 [row.eps for row in found],
                 [min(max(row.bound["value"], -0.2), 1.2) for row in found],
-                color=colour, linestyle=dash, linewidth=1.1,
+                color=colour, linestyle=dash, linewidth=1.1, marker="d", markersize=2.5,
             )  # fmt: skip
-            title = STATEMENTS[statement].title
-            entries[title] = Line2D([], [], color=colour, linestyle=line.get_linestyle(), label=title)
+            title = short_title(statement)
+            entries[title] = Line2D(
+                [], [], color=colour, linestyle=dash, marker="d", markersize=2.5, label=title
+            )
     for low, high in ((1.0, 1.2), (-0.2, 0.0)):
         axes.axhspan(low, high, facecolor="none", edgecolor="#999999", hatch="////", linewidth=0)
     axes.set_xscale("log")
@@ -235,39 +241,43 @@ def _sweep_panel(axes: Axes, rows: list[Row]) -> dict[str, Line2D]:
 
 def _scatter_panel(axes: Axes, comparison: Comparison, sense: Sense) -> None:
     upper = sense is Sense.UPPER
-    low, high = (0.0, 1.3) if upper else (-0.3, 1.0)
+    low, high = (0.0, 3.0) if upper else (-1.0, 1.0)
+    rows = [row for row in comparison.rows() if STATEMENTS[row.statement].sense is sense]
+    applicable = [row for row in rows if row.bound["value"] is not None]
+    colours = dict(zip((result.name for result in comparison.ensembles), cycle(COLOURS), strict=False))
     beyond = 0
-    for result, colour in zip(comparison.ensembles, COLOURS, strict=False):
-        for row in result.rows:
-            value = row.bound["value"]
-            if STATEMENTS[row.statement].sense is not sense or value is None:
-                continue
-            if not low <= value <= high:
-                beyond += 1
-                continue
-            axes.errorbar(
-                row.measured.value, value, xerr=_interval(row.measured), color=colour, linewidth=0.5,
-                marker=GRADE_MARKERS[row.bound["grade"]], markersize=4, markerfacecolor="none", linestyle="",
-            )  # fmt: skip
-    line = [-0.02, 1.0]
+    for row in applicable:
+        value = row.bound["value"]
+        if not low <= value <= high:
+            beyond += 1
+            continue
+        axes.errorbar(
+            row.measured.value, value, xerr=_interval(row.measured), color=colours[row.ensemble],
+            linewidth=0.5, capsize=1, marker=GRADE_MARKERS[row.bound["grade"]], markersize=4,
+            markerfacecolor="none", linestyle="",
+        )  # fmt: skip
+    # Rates and bounds span orders of magnitude and touch zero: logarithmic, but linear below 0.01.
+    for scale in (axes.set_xscale, axes.set_yscale):
+        scale("symlog", linthresh=0.01, linscale=0.5)
+    line = np.linspace(0.0, 1.0, 500)
     axes.plot(line, line, color="black", linewidth=0.8)
-    axes.fill_between(line, line, [-1, -1] if upper else [2, 2], color="#F4C7C3", linewidth=0, zorder=0)
+    axes.fill_between(
+        line, line, np.full(500, low if upper else high), color="#F4C7C3", linewidth=0, zorder=0
+    )
     axes.axhspan(
-        1.0 if upper else low - 0.02, high + 0.02 if upper else 0.0,
+        1.0 if upper else low, high if upper else 0.0,
         facecolor="none", edgecolor="#999999", hatch="////", linewidth=0,
     )  # fmt: skip
-    axes.set_xlim(-0.02, 1.0)
-    axes.set_ylim(low - 0.02, high + 0.02)
+    axes.set_xlim(-0.002, 1.0)
+    axes.set_ylim(low - 0.002, high)
+    ticks = (0, 0.01, 0.1, 1)
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.set_yticks(ticks if upper else (-1, -0.1, *ticks), map(str, ticks if upper else (-1, -0.1, *ticks)))
     axes.set_xlabel("measured transfer rate")
     axes.set_ylabel(sense.value)
-    applicable = sum(
-        STATEMENTS[row.statement].sense is sense and row.bound["value"] is not None
-        for row in comparison.rows()
-    )
-    total = sum(STATEMENTS[row.statement].sense is sense for row in comparison.rows())
+    note = f",\n{beyond} of them off this axis" if beyond else ""
     axes.set_title(
-        f"{sense.value.capitalize()}s: {applicable} of {total} applicable,\n{beyond} of them off this axis",
-        fontsize=9,
+        f"{sense.value.capitalize()}s: {len(applicable)} of {len(rows)} applicable{note}", fontsize=9
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bounds import Estimate
-from empirical.files import write_json
+from empirical.files import write_text
 
 SCHEMA = "transferbounds/comparison/1"
 
@@ -218,7 +220,22 @@ class Comparison:
 
 def save_results(path: Path, comparison: Comparison) -> None:
     """Write a comparison as strict JSON (no NaN or Infinity literals), atomically."""
-    write_json(path, comparison.to_json())
+    # Thousands of rows, each complete in itself: without indentation the file is half as large.
+    write_text(path, json.dumps(comparison.to_json(), allow_nan=False, separators=(",", ":")))
+
+
+def save_table(path: Path, comparison: Comparison) -> None:
+    """Write one line per row as CSV, atomically: for a spreadsheet or a data frame."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    bound_fields = ("value", "guaranteed", "status", "grade")
+    measured_fields = ("value", "lower", "upper")
+    writer.writerow([*_PLAIN_FIELDS, *bound_fields, *(f"measured_{name}" for name in measured_fields)])
+    for row in comparison.rows():
+        plain = [getattr(row, name) for name in _PLAIN_FIELDS]
+        measured = [getattr(row.measured, name) for name in measured_fields]
+        writer.writerow([*plain, *(row.bound[name] for name in bound_fields), *measured])
+    write_text(path, text.getvalue())
 
 
 def load_results(path: Path) -> Comparison:

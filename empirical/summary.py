@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from bounds import STATEMENTS
+from bounds import STATEMENTS, Variant
 from empirical.results import Comparison, EnsembleResult, Row
 
 VERDICTS = ("violated", "consistent", "inconclusive", "vacuous", "inapplicable")
@@ -60,7 +60,7 @@ def statement_table(comparison: Comparison) -> Table:
             frontier([row for row in result.rows if row.statement == statement])
             for result in comparison.ensembles
         ]
-        rows.append((STATEMENTS[statement].title, STATEMENTS[statement].sense.value, *cells))
+        rows.append((short_title(statement), STATEMENTS[statement].sense.value, *cells))
     title = "Up to which l2 radius does a statement say something (for every pair / for the best pair)?"
     return Table(title, ("statement", "bound", *names), tuple(rows))
 
@@ -76,7 +76,7 @@ def reason_table(comparison: Comparison) -> Table:
             # The least hopeless case is the one that tells what is in the way.
             easiest = min(found, key=lambda row: (row.eps, row.surrogate, row.target))
             rows.append(
-                (STATEMENTS[statement].title, result.name, verdicts, f"at {easiest.eps:g}: {easiest.reason}")
+                (short_title(statement), result.name, verdicts, f"at {easiest.eps:g}: {easiest.reason}")
             )
     return Table("Verdicts, and what is in the way at the smallest radius",
                  ("statement", "ensemble", "rows", "example"), tuple(rows))  # fmt: skip
@@ -92,7 +92,7 @@ def detail_table(result: EnsembleResult) -> Table:
         values = [row.bound["value"] for row in found if row.bound["value"] is not None]
         counts = Counter(row.verdict for row in found)
         rows.append((
-            mode, f"{eps:g}", STATEMENTS[statement].title, smoothness,
+            mode, f"{eps:g}", short_title(statement), smoothness,
             span([row.measured.value for row in found]), span(values) if values else "-",
             ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]),
             found[0].reason,
@@ -103,32 +103,41 @@ def detail_table(result: EnsembleResult) -> Table:
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """The findings, most important first, as sentences."""
+    """What came out, most important first, as sentences."""
     counts = verdict_counts(comparison)
     total = sum(counts.values())
-    sentences = []
-    if counts["violated"]:
-        sentences.append(
-            f"{counts['violated']} of {total} evaluations contradict a guaranteed bound: a proof or an "
-            "estimator is wrong. Please report it."
-        )
-    else:
-        sentences.append(f"No guaranteed bound is contradicted by a measurement ({total} evaluations).")
+    sentences = [
+        f"{counts['violated']} of {total} evaluations contradict a guaranteed bound: a proof or an "
+        "estimator is wrong. Please report it."
+        if counts["violated"]
+        else f"No guaranteed bound is contradicted by a measurement ({total} evaluations)."
+    ]
+    silent = []
     for identifier in statements(comparison):
-        cells = [
-            (result.name, frontier([row for row in result.rows if row.statement == identifier]))
+        reach = {
+            result.name: _reach([row for row in result.rows if row.statement == identifier])[1]
             for result in comparison.ensembles
-        ]
-        speaking = [f"{name} (up to l2 radius {cell.split(' / ')[1]})" for name, cell in cells if "/" in cell]
-        title = STATEMENTS[identifier].title
+        }
+        speaking = [f"{radius:g} ({name})" for name, radius in reach.items() if radius is not None]
         if speaking:
-            sentences.append(f"{title} says something for {', '.join(speaking)}; elsewhere it does not.")
-        else:
-            silent = sorted({cell for _, cell in cells})
+            mute = "".join(f"; never for {name}" for name, radius in reach.items() if radius is None)
             sentences.append(
-                f"{title} says nothing about any of these ensembles at any radius: {' or '.join(silent)}."
+                f"{short_title(identifier)} says something up to l2 radius {', '.join(speaking)}{mute}."
             )
+        else:
+            silent.append(short_title(identifier))
+    if silent:
+        verb = "say" if len(silent) > 1 else "says"
+        sentences.insert(
+            1, f"{', '.join(silent)} {verb} nothing about any of these ensembles at any radius tried."
+        )
     return sentences
+
+
+def short_title(identifier: str) -> str:
+    """A statement's title up to its colon, and whether the paper prints it so."""
+    title = STATEMENTS[identifier].title.split(":")[0]
+    return f"{title} as printed" if STATEMENTS[identifier].variant is Variant.PRINTED else title
 
 
 def verdict_counts(comparison: Comparison) -> dict[str, int]:
@@ -145,16 +154,23 @@ def statements(comparison: Comparison) -> list[str]:
 
 def frontier(rows: Sequence[Row]) -> str:
     """Largest radius up to which a statement is informative for every pair and for the best pair."""
-    radii = sorted({row.eps for row in rows})
-    speaking = [row for row in rows if row.bound["status"] == "informative"]
-    informative = {eps: {(row.surrogate, row.target) for row in speaking if row.eps == eps} for eps in radii}
-    pairs = {(row.surrogate, row.target) for row in rows}
-    best = _last_of_run(radii, lambda eps: bool(informative[eps]))
+    every, best = _reach(rows)
     if best is None:
-        inapplicable = all(row.bound["status"] == "inapplicable" for row in rows)
-        return "inapplicable" if inapplicable else "vacuous"
-    every = _last_of_run(radii, lambda eps: informative[eps] == pairs)
-    return f"{every:g} / {best:g}" if every is not None else f"none / {best:g}"
+        return "inapplicable" if all(row.bound["status"] == "inapplicable" for row in rows) else "vacuous"
+    return f"{'none' if every is None else f'{every:g}'} / {best:g}"
+
+
+def _reach(rows: Sequence[Row]) -> tuple[float | None, float | None]:
+    """Radius up to which, without a gap from the smallest, every pair and at least one pair is informed."""
+    pairs = {(row.surrogate, row.target) for row in rows}
+    speaking = [row for row in rows if row.bound["status"] == "informative"]
+    informed = {
+        eps: {(row.surrogate, row.target) for row in speaking if row.eps == eps}
+        for eps in sorted({row.eps for row in rows})
+    }
+    every = list(takewhile(lambda eps: informed[eps] == pairs, informed))
+    best = list(takewhile(lambda eps: bool(informed[eps]), informed))
+    return every[-1] if every else None, best[-1] if best else None
 
 
 def mean_transfer(result: EnsembleResult, eps: float) -> float:
@@ -169,9 +185,3 @@ def span(values: Iterable[float]) -> str:
     values = list(values)
     low, high = min(values), max(values)
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-
-
-def _last_of_run(radii: Sequence[float], holds: Callable[[float], bool]) -> float | None:
-    """The last radius, counted from the smallest without a gap, at which something holds."""
-    run = list(takewhile(holds, radii))
-    return run[-1] if run else None

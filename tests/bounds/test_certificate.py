@@ -1,5 +1,7 @@
 """The certificates R1 and R2: exact against independent solvers, sound against attacks, and hard to fool."""
 
+import time
+
 import numpy as np
 import pytest
 from scipy.optimize import linprog, nnls
@@ -317,6 +319,18 @@ def test_bad_composite_input_is_named():
         certified_transfer_rate([True], [True], support="sample")
     with pytest.raises(ValueError, match="at least one sample"):
         certified_transfer_rate(np.zeros(0, dtype=bool), np.zeros(0, dtype=bool))
+
+
+@pytest.mark.slow
+def test_ten_classes_and_ten_thousand_samples_take_a_moment():
+    """810,000 certificates, none of them skipped: a fraction of a second of one processor, 2 allowed."""
+    rng = np.random.default_rng(8)
+    margins, gradients = rng.normal(5.0, 0.3, (10_000, 2, 9)), rng.normal(size=(10_000, 2, 9, 32))
+    start = time.process_time()
+    certificate = certify_untargeted(margins, gradients, 0.1, 0.1)
+    assert time.process_time() - start < 2.0
+    assert certificate.certified.all()
+    assert certificate.witness.shape == (10_000, 81, 2)
 
 
 def test_simplex_projection_is_the_nearest_point():

@@ -4,10 +4,11 @@ import json
 import math
 
 import pytest
-from bounds import Estimate
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+
+from bounds import Estimate
 
 numbers = st.floats(allow_nan=False)
 

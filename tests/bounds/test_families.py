@@ -91,7 +91,7 @@ def test_theorem_6_swap():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="similarity in \\[-1/2, 1\\], got -0.6"):
+    with pytest.raises(ValueError, match=r"similarity in \[-1/2, 1\], got -0\.6"):
         families.theorem_3_sharp(-0.6)
     with pytest.raises(ValueError, match="similarity"):
         families.theorem_4_half(1.1)

@@ -37,7 +37,7 @@ R3_MUTANTS = {
     "half of beta": (0.0, 0.7, lambda q: sum_bound(q, r_star({**q, "beta": q["beta"] / 2}, half_angle(q)))),
     "half of eps": (0.0, 0.0, lambda q: sum_bound(q, r_star({**q, "eps": q["eps"] / 2}, half_angle(q)))),
     "half of B": (0.0, 0.0, lambda q: sum_bound(q, r_star({**q, "B": q["B"] / 2}, half_angle(q)))),
-    "no floor of 1/2 needed, but 1 of xi": (
+    "one risk only": (
         0.0,
         0.0,
         lambda q: sum_bound({**q, "xi_G": 0.0}, r_star(q, half_angle(q))),
@@ -171,7 +171,7 @@ def test_r5_cannot_average_more_than_the_square_root(models):
 
 
 def test_theorem_2_without_the_turn_is_false():
-    """Orthogonal gradients: F is fooled, G is not; without eps sqrt(2 - 2S) the bound would promise transfer."""
+    """Orthogonal gradients fool F alone; without eps sqrt(2 - 2S) the bound would promise transfer."""
     value = np.array([[[0.0, 0.99], [0.0, 0.01]]])
     gradient = np.array([[[[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]]])
     world = LocalQuadratics.affine([1.0], [0], value, gradient).under([[1.0, 0.0]], 1.0)

@@ -1,14 +1,21 @@
 """What follows from a definition: evaluation over arrays, hypotheses, terms, trends, LaTeX."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import sympy
 
+import bounds
 from bounds import STATEMENTS, Hypothesis, Sense, Statement, Term, Trend, Variant, Verdict
 from bounds.quantities import Range
 from bounds.statement import CHUNK
 from bounds.upper import THEOREM_3
 
+ROOT = Path(__file__).resolve().parents[2]
 THEOREMS = ("theorem-1", "theorem-2", "theorem-3", "theorem-4", "lemma-5", "theorem-6", "lemma-7", "lemma-8")
 REPAIRED = (*(f"theorem-{n}-repaired" for n in (1, 3, 4)), "lemma-7-mirror", "lemma-8-repaired")
 READINGS = (
@@ -51,6 +58,24 @@ def admissible(statement, size, seed=0):
 def test_every_promised_statement_is_there():
     assert set(IDS) <= set(STATEMENTS)
     assert all(statement.id == key for key, statement in STATEMENTS.items())
+
+
+def test_importing_the_package_is_light():
+    """No solver and no deep-learning library comes with it; proofs, errata and certificates on first use."""
+    code = (
+        "import sys, bounds; heavy = {'z3', 'torch', 'matplotlib'} & set(sys.modules); "
+        "bounds.ERRATA, bounds.prove, bounds.transfer_certificate, bounds.worlds; sys.exit(len(heavy))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    with pytest.raises(AttributeError, match="'bounds' has no attribute 'theorem'"):
+        _ = bounds.theorem
+
+
+def test_committed_speed_reaches_ten_million_points_a_second():
+    result = json.loads((ROOT / "benchmarks" / "results" / "bounds_speed.json").read_text(encoding="utf-8"))
+    assert set(result["statements"]) == set(STATEMENTS)
+    for rates in result["statements"].values():
+        assert min(rates.values()) > 10e6
 
 
 def test_statements_cannot_be_changed():
@@ -205,6 +230,10 @@ def test_a_definition_of_ones_own():
     assert mine(uncertified_rate=0.25) == 0.25
     assert mine.trivial == 1
     assert Statement(**parts(sense=Sense.LOWER)).trivial == 0
+
+
+def test_representation_is_short():
+    assert repr(THEOREM_3) == "Statement('theorem-3')"
 
 
 def test_parts_that_do_not_fit_are_refused():

@@ -1,8 +1,8 @@
 """The attacks against two public libraries, on a small network trained here.
 
-Foolbox is an oracle where it computes the same thing: its MIM accumulates signs instead of l1-normalised
-gradients, and its l2 attacks project onto the ball before they clip to the pixel range, which wastes part of the
-radius. The adversarial-robustness-toolbox (art) orders the two as this project does.
+Foolbox is an oracle where it computes the same thing. Its MIM accumulates signs instead of l1-normalised
+gradients, and its l2 attacks project onto the ball before they clip to the pixel range, which wastes some of
+the radius. The adversarial-robustness-toolbox (art) orders the two as this project does.
 """
 
 import math

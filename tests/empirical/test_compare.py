@@ -1,0 +1,198 @@
+"""Bounds beside measurements: verdicts, directions, and a planted false statement that must be caught."""
+
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+import sympy
+import torch
+
+from bounds import STATEMENTS, Estimate, evaluate
+from empirical import compare as comparing
+from empirical.compare import compare, judge
+from empirical.data import Split
+from empirical.ensemble import Ensemble
+from empirical.results import Comparison, EnsembleResult, ResultsError, Settings, load_results, save_results
+
+UPPER_INPUTS = {"xi_F": 0.02, "xi_G": 0.03, "l_min": 1.0, "eps": 0.1, "B": 1.0, "S_upper": 0.5, "beta": 0.1}
+EPS = (0.05, 0.6)
+
+
+def bound(**changes):
+    return evaluate("theorem-4", UPPER_INPUTS | changes)
+
+
+def test_a_guaranteed_bound_is_violated_by_a_measurement_beyond_it():
+    value = bound().guaranteed
+    assert judge(bound(), Estimate.exact(value / 2))[1] == "consistent"
+    slack, verdict, reason = judge(bound(), Estimate.exact(value + 0.01))
+    assert verdict == "violated"
+    assert slack == pytest.approx(-0.01)
+    assert "guaranteed" in reason
+
+
+def test_an_interval_that_straddles_the_bound_is_inconclusive():
+    value = bound().guaranteed
+    assert judge(bound(), Estimate(value + 0.01, value - 0.01, value + 0.02))[1] == "inconclusive"
+
+
+def test_a_heuristic_bound_is_never_violated():
+    heuristic = bound(beta=Estimate.at_least(0.1, "sampled"))
+    assert heuristic.guaranteed is None
+    assert judge(heuristic, Estimate.exact(0.9))[1] == "inconclusive"
+    assert judge(heuristic, Estimate.exact(0.0))[1] == "consistent"
+
+
+def test_vacuous_and_inapplicable_bounds_say_why():
+    _, verdict, reason = judge(bound(xi_F=5.0), Estimate.exact(0.5))
+    assert verdict == "vacuous"
+    assert "term" in reason
+    slack, verdict, reason = judge(bound(eps=2.0), Estimate.exact(0.5))
+    assert (slack, verdict) == (None, "inapplicable")
+    assert "denominator" in reason
+
+
+def test_a_lower_bound_is_judged_from_the_other_side():
+    lower = replace(bound(), statement=STATEMENTS["theorem-2"], value=0.4, guaranteed=0.4)
+    assert judge(lower, Estimate.exact(0.5))[:2] == (pytest.approx(0.1), "consistent")
+    assert judge(lower, Estimate.exact(0.3))[1] == "violated"
+
+
+@pytest.fixture(scope="module")
+def flat_world():
+    """Three linear members on well separated points with gentle slopes, so that upper bounds speak."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 2
+    x = torch.stack([2.0 * y - 1.0, torch.zeros(60)], 1) * 2 + 0.05 * torch.randn(60, 2, generator=generator)
+    members = []
+    for tilt in (0.0, 0.5, -0.5):
+        linear = torch.nn.Linear(2, 2)
+        with torch.no_grad():
+            linear.weight.copy_(torch.tensor([[-1.5, tilt], [1.5, -tilt]]))
+            linear.bias.zero_()
+        members.append(linear)
+    return Ensemble(members).eval(), Split(x, y)
+
+
+@pytest.fixture(scope="module")
+def result(flat_world):
+    return compare(*flat_world, name="flat", eps=EPS, target_label=1, pixel_range=None)
+
+
+def test_every_ordered_pair_radius_and_statement_has_a_row(result):
+    seen = {(row.surrogate, row.target, row.eps, row.statement, row.smoothness) for row in result.rows}
+    wanted = {
+        (*pair, eps, statement, stand_in)
+        for pair in permutations(range(3), 2)
+        for eps in EPS
+        for statements in comparing.STATEMENTS_BY_MODE.values()
+        for statement in statements
+        for stand_in in (comparing.SAMPLED, comparing.REMAINDER)
+    }
+    assert seen == wanted
+    assert len(result.rows) == len(wanted)
+
+
+def test_upper_bounds_speak_and_hold_where_the_world_is_flat(result):
+    speaking = [
+        row
+        for row in result.rows
+        if row.statement.startswith("theorem-4") and row.bound["status"] == "informative"
+    ]
+    assert {row.eps for row in speaking} >= {0.05}
+    assert {row.verdict for row in result.rows} <= {"consistent", "vacuous", "inapplicable"}
+    certified = [row for row in speaking if row.smoothness == comparing.REMAINDER]
+    assert {row.bound["grade"] for row in certified} == {"certified"}
+    sampled = [row for row in speaking if row.smoothness == comparing.SAMPLED]
+    assert {row.bound["grade"] for row in sampled} == {"heuristic"}
+
+
+def test_the_remainder_never_exceeds_the_certified_smoothness(result, flat_world):
+    beta = max(9.0 + 4 * 0.25, 9.0) / 4  # max ||w_0 - w_1||^2 / 4 over the members
+    for row in result.rows:
+        if "beta" in row.quantities:
+            assert row.quantities["beta"].value <= beta * (1 + 1e-6)
+
+
+def test_a_planted_false_statement_is_violated(flat_world, monkeypatch):
+    true = STATEMENTS["theorem-4"]
+    false = replace(true, expression=true.expression - sympy.Rational(1, 2), terms=true.terms)
+    monkeypatch.setattr(comparing, "STATEMENTS", {**STATEMENTS, "theorem-4": false})
+    monkeypatch.setattr(comparing, "STATEMENTS_BY_MODE", {"untargeted": ("theorem-4",), "targeted": ()})
+    monkeypatch.setattr(
+        comparing, "evaluate", lambda name, given: evaluate(comparing.STATEMENTS[name], given)
+    )
+    planted = compare(*flat_world, name="flat", eps=(0.05,), target_label=1, pixel_range=None)
+    verdicts = {(row.smoothness, row.verdict) for row in planted.rows}
+    assert (comparing.REMAINDER, "violated") in verdicts
+    assert (comparing.SAMPLED, "violated") not in verdicts
+
+
+def test_population_mode_gives_intervals_and_no_certified_extremes(flat_world):
+    found = compare(
+        *flat_world, name="flat", eps=(0.05,), target_label=1, pixel_range=None, support="population"
+    )
+    for row in found.rows:
+        assert row.measured.lower < row.measured.upper
+        assert row.bound["grade"] == "heuristic"
+
+
+def test_kinks_make_the_theorems_inapplicable_but_not_the_remainder():
+    torch.manual_seed(0)
+    members = [
+        torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)) for _ in range(2)
+    ]
+    data = Split(torch.randn(12, 2), torch.arange(12) % 2)
+    found = compare(
+        Ensemble(members).eval(), data, name="relu", eps=(0.01,), target_label=1, pixel_range=None
+    )
+    assert found.kinks == ("ReLU",)
+    for row in found.rows:
+        if row.smoothness == comparing.SAMPLED:
+            assert row.verdict == "inapplicable"
+        elif "beta" in row.quantities:
+            assert row.quantities["beta"].upper < float("inf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eps": ()}, "positive radii"),
+        ({"eps": (0.1, -1.0)}, "positive radii"),
+        ({"target_label": 2}, "0..1"),
+        ({"attack": replace(comparing.TRANSFER_ATTACK, norm="linf")}, "l2 attack"),
+    ],
+)
+def test_bad_input_is_refused(flat_world, changes, words):
+    arguments = {"name": "flat", "eps": EPS, "target_label": 1, "pixel_range": None} | changes
+    with pytest.raises(ValueError, match=words):
+        compare(*flat_world, **arguments)
+
+
+def test_a_single_member_is_refused(flat_world):
+    with pytest.raises(ValueError, match="two members"):
+        compare(Ensemble([flat_world[0].members[0]]), flat_world[1], name="one", eps=EPS)
+
+
+@pytest.fixture
+def comparison(result):
+    settings = Settings("flat", 60, 2, EPS, 1, {"method": "pgd"}, (0.1, 0.15), "finite", 0.95, 0)
+    return Comparison(settings, {"torch": torch.__version__}, (result,))
+
+
+def test_saved_results_come_back_as_they_were(comparison, tmp_path):
+    save_results(tmp_path / "results.json", comparison)
+    assert load_results(tmp_path / "results.json").to_json() == comparison.to_json()
+    assert isinstance(load_results(tmp_path / "results.json").ensembles[0], EnsembleResult)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": "other/1"}'])
+def test_a_foreign_results_file_is_refused(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ResultsError, match="expected"):
+        load_results(tmp_path / "results.json")
+
+
+def test_a_missing_results_file_is_refused(tmp_path):
+    with pytest.raises(ResultsError, match="found nothing"):
+        load_results(tmp_path / "results.json")
