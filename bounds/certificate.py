@@ -27,10 +27,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
-from scipy.stats import beta as beta_distribution
 
 from bounds.dual import Bools, Floats, l2_witness, linf_witness
-from bounds.estimate import Estimate
 
 Norm = Literal["l2", "linf"]
 
@@ -253,59 +251,6 @@ def certify_targeted(
     return Certificate(flat.certified, flat.witness.reshape(margins.shape))
 
 
-def certified_transfer_rate(
-    certified: Certificate | ArrayLike,
-    eligible: ArrayLike,
-    *,
-    fooled: ArrayLike | None = None,
-    support: Literal["finite", "population"] = "finite",
-    confidence: float = 0.95,
-) -> Estimate:
-    """Bound the transfer rate of the strongest attack in the ball by the rate of missing certificates (R2).
-
-    `E[sup over attacks of Tr*] <= Pr(eligible and not certified)`. The event does not mention the attack, so
-    on i.i.d. samples an exact binomial bound on it holds for every attack at once, provided that the
-    curvature was fixed before the samples were drawn.
-
-    Args:
-        certified: Per-sample certificates, shape (n,).
-        eligible: Shape (n,): samples that can count as transferred: both models right and, for a targeted
-            attack, a label other than the target. The rest count in the denominator only.
-        fooled: Shape (n,): samples with a perturbation known to fool all models (`must_transfer`, or an
-            attack that worked); it lifts the lower end from 0.
-        support: "finite": the rate over these very samples. "population": they are an i.i.d. sample.
-        confidence: For "population": probability that the interval holds. One-sided without `fooled`; with it
-            each end gets half of the failure probability.
-
-    Returns:
-        The strongest attack's transfer rate: `value` is the rate of eligible samples without a certificate,
-        an upper bound; `upper` carries the confidence.
-
-    Raises:
-        ValueError: If shapes disagree, there are no samples, the support is unknown, or a sample is both
-            certified and fooled.
-    """
-    outer = _flags("eligible", eligible)
-    proved = _flags("certified", np.asarray(certified), len(outer))
-    inner = outer & (_flags("fooled", fooled, len(outer)) if fooled is not None else np.zeros_like(outer))
-    if not len(outer):
-        raise ValueError("expected at least one sample, got none")
-    if (inner & proved).any():
-        raise ValueError(f"expected no sample both certified and fooled, got {int((inner & proved).sum())}")
-    high, low, n = int((outer & ~proved).sum()), int(inner.sum()), len(outer)
-    method = "R2: samples without a transfer certificate"
-    if support == "finite":
-        return Estimate(high / n, low / n, high / n, method=method, samples=n)
-    if support != "population":
-        raise ValueError(f"expected support 'finite' or 'population', got {support!r}")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"expected confidence in (0, 1), got {confidence}")
-    tail = (1.0 - confidence) / (1 if fooled is None else 2)
-    upper = 1.0 if high == n else float(beta_distribution.ppf(1.0 - tail, high + 1, n - high))
-    lower = 0.0 if low == 0 else float(beta_distribution.ppf(tail, low, n - low + 1))
-    return Estimate(high / n, lower, upper, 1.0 - confidence, f"{method}, Clopper-Pearson", n)
-
-
 class _Rows:
     """All (model, label) margins of a batch as rows, from which a certificate picks a few at a time.
 
@@ -321,8 +266,7 @@ class _Rows:
         self.gradients = gradients.reshape(n, models * labels, dimension)
         self.radius, self.norm = radius, norm
         if norm == "l2":
-            gram = self.gradients @ self.gradients.swapaxes(-1, -2)
-            self.gram = np.ascontiguousarray(np.moveaxis(gram, 0, -1))
+            self.gram = _gram_across_models(gradients)
 
     def certify(self, samples: NDArray[np.intp], rows: NDArray[np.intp]) -> tuple[Floats, Bools]:
         """Witness (k, R) and verdict (k,) of R1 for some rows of some samples."""
@@ -338,6 +282,19 @@ class _Rows:
         gradients = self.gradients[samples[:, None], rows]
         witness = linf_witness(remaining, gradients, self.radius)
         return witness, check_witness(witness, margins, gradients, curvature, self.radius, self.norm)
+
+
+def _gram_across_models(gradients: Floats) -> Floats:
+    """Inner products (N L, N L, n) of gradients (n, N, L, d); labels of one model never meet and stay 0."""
+    n, models, labels, _ = gradients.shape
+    gram = np.zeros((models, labels, models, labels, n))
+    label = np.arange(labels)
+    for i in range(models):
+        gram[i, label, i, label] = np.einsum("nld,nld->ln", gradients[:, i], gradients[:, i])
+        for j in range(i):
+            gram[i, :, j] = np.moveaxis(gradients[:, i] @ gradients[:, j].swapaxes(1, 2), 0, -1)
+            gram[j, :, i] = gram[i, :, j].swapaxes(0, 1)
+    return gram.reshape(models * labels, models * labels, n)
 
 
 def _label_choices(models: int, labels: int, size: int) -> NDArray[np.int64]:
@@ -417,7 +374,8 @@ def _finite(name: str, array: ArrayLike, dimensions: int) -> Floats:
     numbers = np.asarray(array, dtype=np.float64)
     if numbers.ndim != dimensions:
         raise ValueError(f"expected {name} with {dimensions} dimensions, got shape {numbers.shape}")
-    if not np.isfinite(numbers).all():
+    # A finite sum has finite terms, and is quicker than a look at each.
+    if not np.isfinite(numbers.sum()) and not np.isfinite(numbers).all():
         raise ValueError(
             f"expected finite {name}, got {int((~np.isfinite(numbers)).sum())} NaN or infinite entries"
         )
@@ -434,13 +392,3 @@ def _curvature(curvature: ArrayLike, shape: Sequence[int]) -> Floats:
         raise ValueError(
             f"expected a curvature broadcastable to {tuple(shape)}, got shape {numbers.shape}"
         ) from None
-
-
-def _flags(name: str, array: ArrayLike, length: int | None = None) -> Bools:
-    flags = np.asarray(array)
-    if flags.dtype != np.bool_ or flags.ndim != 1 or (length is not None and len(flags) != length):
-        wanted = "(n,)" if length is None else f"({length},)"
-        raise ValueError(
-            f"expected {name} as booleans of shape {wanted}, got {flags.dtype} of shape {flags.shape}"
-        )
-    return flags

@@ -38,16 +38,16 @@ class Reading:
     quantities_of: tuple[str, ...]
     subject_of: str
 
-    def quantities(self, case: Case) -> dict[str, float]:
-        """Exact quantities of a case, by name."""
+    def quantities(self, case: Case) -> dict[str, Any]:
+        """Exact quantities of a case by name, arrays for a batch."""
         merged: dict[str, Any] = {}
         for statement in self.quantities_of:
             merged |= case.quantities(statement)
-        return {name: float(value) for name, value in merged.items()}
+        return merged
 
-    def subject(self, case: Case) -> float:
-        """The true value that the statement bounds."""
-        return float(case.subject(self.subject_of))
+    def subject(self, case: Case) -> Any:
+        """The true value that the statement bounds, an array for a batch."""
+        return case.subject(self.subject_of)
 
 
 #: For a subject that is none of ours: the rate of untargeted transfer, of attacks in a ball or under a shift.

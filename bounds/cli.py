@@ -24,8 +24,8 @@ Attack the statements of the paper, their repairs and their refinements.
 
 Each statement is put to small worlds in which all its quantities are known exactly: first the extremal
 families, then worlds that a search draws, climbing towards a violation and shrinking what it finds. A
-statement that is ours also gets its machine proof. Read a row as: of `tried` worlds, `met` met the statement's
-hypotheses, and in the tightest of these the truth was `slack` away from the bound."""
+statement that is ours also gets its machine proof. Read a row as: of `tried` worlds, `met` met the
+statement's hypotheses, and in the tightest of these the truth was `slack` away from the bound."""
 
 _EPILOG = """\
 verdicts:

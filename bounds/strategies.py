@@ -5,8 +5,9 @@ Numbers are drawn as small integers over a power of two, so that counterexamples
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from bounds.directions import Directions, best_common_step
 from bounds.scenario import Scenario
 from bounds.worlds import LabelShift, LocalQuadratics
 
-__all__ = ["AttackedWorld", "attacked_worlds", "directions", "label_shifts"]
+__all__ = ["AttackedWorld", "attacked_worlds", "directions", "label_shifts", "world_sweeps"]
 
 #: Label that targeted attacks aim at.
 TARGET = 1
@@ -27,9 +28,11 @@ TARGET = 1
 class AttackedWorld:
     """Models with locally quadratic losses, and a perturbation of every point.
 
+    Leading axes of the arrays, if any, are a batch of such worlds.
+
     Attributes:
         world: The models and the data.
-        perturbation: delta per point, shape (A, D).
+        perturbation: delta per point, shape (..., A, D).
         eps: l2 radius of the attack.
     """
 
@@ -37,10 +40,15 @@ class AttackedWorld:
     perturbation: NDArray[np.float64]
     eps: float
 
-    @property
+    @cached_property
     def scenario(self) -> Scenario:
         """Losses before and after the attack."""
         return self.world.under(self.perturbation, self.eps, target=TARGET)
+
+    def pick(self, index: int) -> AttackedWorld:
+        """One world of a batch with one leading axis."""
+        world = LocalQuadratics(*(getattr(self.world, field.name)[index] for field in fields(self.world)))
+        return AttackedWorld(world, self.perturbation[index], self.eps)
 
     def quantities(self, statement: str) -> dict[str, Any]:
         """Exact quantities of a statement about transfer, by name.
@@ -50,13 +58,13 @@ class AttackedWorld:
         """
         if statement == "refined-r2":
             safe = self.world.margins(TARGET).certified(self.eps)
-            return {"uncertified_rate": float(self.scenario.rate(self.scenario.proper & ~safe))}
+            return {"uncertified_rate": self.scenario.rate(self.scenario.proper & ~safe)}
         if statement == "refined-r7":
             reached, _ = self.world.margins(TARGET).must_transfer(self.eps)
-            return {"must_transfer_rate": float(self.scenario.rate(self.scenario.proper & reached))}
+            return {"must_transfer_rate": self.scenario.rate(self.scenario.proper & reached)}
         return self.scenario.quantities(statement)
 
-    def subject(self, statement: str) -> float:
+    def subject(self, statement: str) -> Any:
         """The true rate that the statement bounds; R7's is that of the joint attack that it constructs.
 
         Raises:
@@ -67,8 +75,8 @@ class AttackedWorld:
         if statement == "refined-r7":
             _, steps = self.world.margins(TARGET).must_transfer(self.eps)
             after = self.world.under(steps, self.eps, target=TARGET)
-            return float(after.rate(after.proper & after.transfers(targeted=False)))
-        return float(self.scenario.subject(statement))
+            return after.rate(after.proper & after.transfers(targeted=False))
+        return self.scenario.subject(statement)
 
 
 @cache
@@ -92,43 +100,66 @@ def _labels(size: int, labels: int) -> st.SearchStrategy[NDArray[np.int64]]:
     return _grid(size, 0, labels - 1, 1.0).map(lambda numbers: numbers.astype(np.int64))
 
 
+#: True three times in four, and what an example shrinks to.
+_MOSTLY = st.sampled_from([True, True, True, False])
 #: By how much a barely successful attack overshoots.
 _OVERSHOOT = 1 / 1024
 
 
-@st.composite
-def attacked_worlds(draw: st.DrawFn, *, models: int = 2) -> AttackedWorld:
-    """Worlds of 1 to 3 points, 2 or 3 labels and dimension 1 or 2, with attacks that know the models.
+#: Factors of gradients, curvatures and true-label losses, in every combination: what is tight at one scale
+#: is not at another, and trying all scales of one drawn world costs little more than trying one.
+_SCALES = np.array(list(product((1.0, 1 / 4, 1 / 32), (0.0, 1 / 16, 1 / 2, 2.0), (0.0, 1 / 16, 1 / 4, 1.0))))
 
-    Losses are nonnegative at the points. Each point is left alone, moved along the first model's margin,
-    along the sum of all margins, or anywhere in the ball; where the attack can succeed, the losses may be set
-    so that it only just does, as the worst case of an upper bound has it.
+
+@st.composite
+def world_sweeps(draw: st.DrawFn, *, models: int = 2) -> AttackedWorld:
+    """Batches of worlds of 1 to 3 points, 2 or 3 labels and dimension 1 or 2, and attacks that know the models.
+
+    The worlds of a batch differ in the scale of gradients, curvatures and true-label losses. Losses are
+    nonnegative at the points. Each point is left alone, moved along the first model's margin, along the sum of
+    all margins, or anywhere in the ball; where the attack can succeed, the losses may be set so that it only
+    just does, as the worst case of an upper bound has it.
 
     Args:
         draw: Supplied by Hypothesis.
         models: Number of models.
     """
-    points, labels, dimension = draw(st.integers(1, 3)), draw(st.integers(2, 3)), draw(st.integers(1, 2))
+    points, labels = draw(st.sampled_from([1, 1, 2, 3])), draw(st.integers(2, 3))
+    dimension = draw(st.integers(1, 2))
     weight = draw(_grid(points, 1, 4, 1.0))
     label = draw(_labels(points, labels))
     reached = draw(_labels(points * models, labels)).reshape(points, models)
+    if draw(_MOSTLY):  # from one label to one other, as a targeted attack has it
+        label, reached = np.zeros_like(label), np.full_like(reached, TARGET)
     eps = draw(st.sampled_from([1.0, 0.5, 2.0]))
     shape = (points, models, labels)
     is_label = np.broadcast_to((label[:, None] == np.arange(labels))[:, None, :], shape)
     low, high = (draw(_grid(is_label.size, 0, 16, step)).reshape(shape) for step in (1 / 16, 1 / 4))
-    size = draw(st.sampled_from([1.0, 0.25, 1 / 16]))
     gradient, curvature = _slopes(draw, is_label, dimension)
+    steep, bent, costly = (scale.reshape(-1, 1, 1, 1) for scale in _SCALES.T)
+    batch = len(_SCALES)
     world = LocalQuadratics(
-        weight / weight.sum(),
-        label,
-        np.where(is_label, low, high),
-        size * gradient,
-        size * curvature[..., None, None] * np.eye(dimension),
+        np.tile(weight / weight.sum(), (batch, 1)),
+        np.tile(label, (batch, 1)),
+        np.where(is_label, costly * low, high),
+        steep[..., None] * gradient,
+        (bent * curvature)[..., None, None] * np.eye(dimension),
     )
-    steps = np.stack([_step(draw, world, point, reached[point], eps) for point in range(points)])
-    if draw(st.booleans()):
-        world = _barely_fooled(world, steps, reached)
+    steps = np.stack([_step(draw, world, point, reached[point], eps) for point in range(points)], axis=1)
+    if draw(_MOSTLY):
+        world = _barely_fooled(world, steps, np.tile(reached, (batch, 1, 1)))
     return AttackedWorld(world, steps, eps)
+
+
+@st.composite
+def attacked_worlds(draw: st.DrawFn, *, models: int = 2) -> AttackedWorld:
+    """Single worlds out of `world_sweeps`.
+
+    Args:
+        draw: Supplied by Hypothesis.
+        models: Number of models.
+    """
+    return draw(world_sweeps(models=models)).pick(draw(st.integers(0, len(_SCALES) - 1)))
 
 
 def _slopes(
@@ -141,9 +172,7 @@ def _slopes(
     if draw(st.booleans()):  # one length for all
         length = np.linalg.norm(gradient, axis=-1, keepdims=True)
         gradient = np.divide(gradient, length, out=np.zeros_like(gradient), where=length > 0)
-    if draw(
-        st.booleans()
-    ):  # a wrong label's loss falls as fast as the true one's rises, and bends the other way
+    if draw(_MOSTLY):  # a wrong label's loss falls as fast as the true one's rises, and bends down
         at_label = np.where(is_label[..., None], gradient, 0.0).sum(axis=2, keepdims=True)
         gradient = np.where(is_label[..., None], gradient, -at_label)
         curvature = np.where(is_label, 1.0, -1.0)
@@ -155,34 +184,34 @@ def _slopes(
     some = draw(_grid(shape[1] * shape[2], 0, 1, 1.0)).reshape(shape[1:]) == 0.0
     # A lower bound wants one label to carry the gradient; Theorem 4 is tight where models differ in which.
     moving = draw(st.sampled_from([everything, truth, target, np.broadcast_to(some, shape)]))
-    bend = draw(st.sampled_from([0.0, 1 / 16, 1 / 2, 2.0]))
-    return np.where(moving[..., None], gradient, gradient / 64), bend * curvature
+    return np.where(moving[..., None], gradient, gradient / 64), curvature
 
 
 def _step(
     draw: st.DrawFn, world: LocalQuadratics, point: int, reached: NDArray[np.int64], eps: float
 ) -> NDArray[np.float64]:
-    """One point's perturbation, within the ball, towards the labels to be reached by the models."""
-    kind = draw(st.sampled_from(["joint", "surrogate", "anywhere", "none"]))
-    slope = world.gradient[point]
-    downhill = slope[:, world.label[point]] - slope[np.arange(len(reached)), reached]
+    """One point's perturbation in each world (W, D), within the ball, towards the labels to be reached."""
+    kind = draw(st.sampled_from(["joint", "joint", "surrogate", "anywhere", "none"]))
+    slope = world.gradient[:, point]
+    downhill = slope[:, :, world.label[0, point]] - slope[:, np.arange(len(reached)), reached]
+    free = draw(_grid(slope.shape[-1], -4, 4, 1.0))
     direction = {
-        "none": np.zeros(slope.shape[-1]),
-        "joint": downhill.sum(axis=0),
-        "surrogate": downhill[0],
-        "anywhere": draw(_grid(slope.shape[-1], -4, 4, 1.0)),
+        "none": np.zeros_like(downhill[:, 0]),
+        "joint": downhill.sum(axis=1),
+        "surrogate": downhill[:, 0],
+        "anywhere": np.broadcast_to(free, downhill[:, 0].shape),
     }[kind]
-    length = np.linalg.norm(direction)
-    reach = draw(st.sampled_from([1.0, 0.5])) * eps
-    return direction * (reach / length) if length > 0 else np.zeros_like(direction)
+    length = np.linalg.norm(direction, axis=-1, keepdims=True)
+    reach = draw(st.sampled_from([1.0, 1.0, 0.5])) * eps
+    return np.divide(direction * reach, length, out=np.zeros(direction.shape), where=length > 0)
 
 
 def _barely_fooled(
     world: LocalQuadratics, steps: NDArray[np.float64], reached: NDArray[np.int64]
 ) -> LocalQuadratics:
-    """The world with losses at the reached labels such that each attack that can succeed only just does."""
+    """The worlds with losses at the reached labels such that each attack that can succeed only just does."""
     change = world.loss_after(steps) - world.value
-    truth = np.broadcast_to(world.label[:, None], reached.shape)
+    truth = np.broadcast_to(world.label[..., None], reached.shape)
 
     def at(values: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.take_along_axis(values, labels[..., None], axis=-1)

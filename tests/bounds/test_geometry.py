@@ -147,3 +147,25 @@ def test_r8_needs_the_shorter_vector_first():
     assert "g_1 is the shorter" in bound.unmet[0]
     same = evaluate("refined-r8", {"eps": 1.0, "a": 1.0, "b": 1.0, "cosine": 1.0})
     assert "g_1 and g_2 differ" in same.unmet[0]
+
+
+def test_premise_of_the_angular_lemma():
+    rng = np.random.default_rng(6)
+    d_y, c, eps, cosine = (
+        rng.normal(0, 1, 4000),
+        rng.normal(0, 1, 4000),
+        rng.random(4000),
+        rng.uniform(-1, 1, 4000),
+    )
+    inside = np.abs(d_y) <= eps
+    turned = np.arccos(np.clip(d_y / eps, -1, 1)) + np.arccos(cosine)
+    reached = eps * np.cos(np.minimum(turned, np.pi))
+    sure = np.abs(reached - c) > 1e-9
+    applicable = ANGULAR.applicable(d_y=d_y, c=c, eps=eps, cosine=cosine)
+    np.testing.assert_array_equal(applicable[sure], (inside & (reached > c))[sure])
+    assert applicable.sum() > 300
+
+
+@pytest.mark.parametrize("statement", [LEMMA_8, REPAIRED_8], ids=lambda s: s.id)
+def test_lemma_8_formula(statement):
+    assert float(statement(delta_norm=1.5, S_upper=0.28, cosine=0.1)) == pytest.approx(1.5 * 0.8, rel=1e-15)

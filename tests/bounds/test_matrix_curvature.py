@@ -1,5 +1,7 @@
 """R9: the trust-region subproblem is exact, the dual bound is sound, and R9 is never worse than R1."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,29 @@ def test_no_perturbation_beats_the_certificate(models):
     assert not (fooled & certified).any()
     assert (fooled | certified).mean() > 0.95
     assert min(fooled.sum(), certified.sum()) > 10
+
+
+@pytest.mark.parametrize(("models", "found_share"), [(2, 1.0), (3, 0.98)])
+def test_the_search_finds_the_weights_that_a_grid_finds(models, found_share):
+    """A gain over fixed weights is there to be found; with two models none of it may be missed."""
+    margins, gradients, _, matrices = low_rank_problem(models, n=150)
+    ticks = np.linspace(0.0, 1.0, 41 if models == 2 else 13)
+    simplex = np.array([w for w in itertools.product(ticks, repeat=models) if abs(sum(w) - 1) < 1e-9])
+    best = np.full(len(margins), -np.inf)
+    for weights in simplex:
+        gradient, matrix = (
+            np.einsum("i,nid->nd", weights, gradients),
+            np.einsum("i,nide->nde", weights, matrices),
+        )
+        step = trust_region(gradient, matrix, 0.5).step
+        best = np.maximum(best, margins @ weights + value_at(step, gradient, matrix))
+    certified = matrix_certificate(margins, gradients, matrices, 0.5).certified
+    assert certified[best > 1e-6].mean() >= found_share
+    vertex = [
+        matrix_certificate(margins[:, [i]], gradients[:, [i]], matrices[:, [i]], 0.5).certified
+        for i in range(models)
+    ]
+    assert certified.sum() > np.any(vertex, axis=0).sum() + 3
 
 
 def test_half_the_curvature_is_falsified():

@@ -239,3 +239,28 @@ def test_terms_name_what_each_factor_adds():
     assert evaluate("theorem-3", {**q, "S_upper": -1.0}).terms["similarity"] == 0
     assert evaluate("theorem-3", {**q, "beta": 0.0}).terms["smoothness"] == 0
     assert evaluate("theorem-3", {**q, "B": 0.0}).terms["gradient size"] == 0
+
+
+def test_r4_r5_and_cantelli_apply_exactly_where_their_proofs_do():
+    rng = np.random.default_rng(6)
+    q = random_quantities(4000, seed=7)
+    ball = {name: q[name] for name in ("eps", "B", "S_upper", "beta")}
+    curved = q["beta"] * q["eps"] ** 2
+
+    weight, l_f, l_g, mixed = rng.random(4000), rng.uniform(-1, 4, 4000), rng.uniform(-1, 4, 4000), q["B"]
+    applicable = STATEMENTS["refined-r4"].applicable(
+        weight=weight, l_min_F=l_f, l_min_G=l_g, mixed_gradient=mixed,
+        **{name: q[name] for name in ("xi_F", "xi_G", "eps", "beta")},
+    )  # fmt: skip
+    np.testing.assert_array_equal(applicable, weight * l_f + (1 - weight) * l_g > q["eps"] * mixed + curved)
+
+    drop = 2 * q["eps"] * q["B"] * np.maximum(half(q), 0.5) + curved
+    applicable = STATEMENTS["refined-cantelli"].applicable(
+        right_rate=0.5, margin_mean=q["l_min"], margin_deviation=1.0, **ball
+    )
+    np.testing.assert_array_equal(applicable, q["l_min"] > 2 * drop)
+
+    count = rng.integers(2, 9, 4000)
+    spread = np.sqrt((1 + (count - 1) * np.maximum(q["S_upper"], 0)) / count)
+    applicable = STATEMENTS["refined-r5"].applicable(N=count, xi_sum=q["xi_F"], l_min=q["l_min"], **ball)
+    np.testing.assert_array_equal(applicable, q["l_min"] > 2 * q["eps"] * q["B"] * spread + curved)

@@ -136,6 +136,12 @@ def test_sparse_checkpoints_resume_from_the_last_one(tmp_path):
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_the_last_epoch_is_saved_whatever_the_interval(tmp_path):
+    output = tmp_path / "run.safetensors"
+    train(replace(PLAIN_SGD, checkpoint_every=3), data=images(), output=output)
+    assert load_checkpoint(output)[1]["epoch"] == 4
+
+
 def test_a_finished_run_is_returned_as_it_is(tmp_path):
     output = tmp_path / "run.safetensors"
     trained = train(ADAM, data=images(), output=output)
