@@ -7,6 +7,7 @@ Each statement meets the extremal families, then worlds drawn by Hypothesis, whi
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+import sympy
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
 from hypothesis import strategies as st
+from hypothesis.errors import HypothesisWarning
 
 from bounds import families, strategies
 from bounds.claims import Case, Reading, reading_of
@@ -114,7 +117,7 @@ class _Falsified(Exception):
     """Tells Hypothesis to shrink."""
 
 
-class _Search:
+class Search:
     """One statement's attack, and what it has seen."""
 
     def __init__(self, statement: Statement) -> None:
@@ -152,7 +155,7 @@ class _Search:
         return float(_scores(self.statement.sense, trial.value, trial.measured))
 
     def worst(self, case: Case) -> Case:
-        """Of a batch of worlds the one nearest to a violation, the others counted as tried; else the case itself."""
+        """Of a batch of worlds the one nearest to a violation, the others counted; else the case itself."""
         if not (isinstance(case, strategies.AttackedWorld) and case.world.probability.ndim > 1):
             return case
         numbers = self.reading.quantities(case)
@@ -164,7 +167,17 @@ class _Search:
         if self.counterexample is None:
             self.examples += len(score) - 1
             self.met += int(met.sum()) - int(met[best])
+            self.informative += int(self._informative(values).sum()) - int(self._informative(values[best]))
         return case.pick(best)
+
+    def _informative(self, value: Any) -> Any:
+        """Whether a value beats what is known anyway, where that is a number; False where it is NaN."""
+        known = sympy.sympify(self.statement.trivial)
+        if not known.is_number:
+            return np.zeros_like(value, dtype=bool)
+        trivial = float(known)
+        gain = trivial - value if self.statement.sense is Sense.UPPER else value - trivial
+        return gain > TOLERANCE
 
     def run(self, cases: st.SearchStrategy[Any], examples: int, random_seed: int | None) -> None:
         """Draw worlds until the statement fails or the budget is spent; keep the smallest counterexample."""
@@ -183,7 +196,9 @@ class _Search:
         def attack(case: Any) -> None:
             target(self.examine(self.worst(case)))
 
-        with suppress(_Falsified):
+        with suppress(_Falsified), warnings.catch_warnings():
+            # It writes out what fails, which for a batch is long, and nobody reads it.
+            warnings.simplefilter("ignore", HypothesisWarning)
             (attack if random_seed is None else seed(random_seed)(attack))()
 
     def visit(self, cases: list[Case]) -> None:
@@ -283,7 +298,7 @@ def attack(statement: Statement, *, examples: int = EXAMPLES, random_seed: int |
     Raises:
         ClaimError: If the statement's quantities are none that a world has.
     """
-    search = _Search(statement)
+    search = Search(statement)
     # A family's counterexample is kept only if the search, which shrinks, finds none.
     search.visit(extremal_cases())
     found, search.counterexample = search.counterexample, None

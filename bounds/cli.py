@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a Python file that defines a bounds.Statement of your own, checked instead; may be repeated",
     )
-    parser.add_argument("--examples", type=_positive, metavar="N", help="worlds to draw for each statement")
+    parser.add_argument(
+        "--examples", type=_positive, metavar="N", help="draws for each statement (each a world at 48 scales)"
+    )
     parser.add_argument(
         "--deep", action="store_true", help=f"{DEEPER} times as many worlds, and the slower proofs as well"
     )
@@ -159,7 +161,9 @@ def _counterexample_lines(finding: Finding) -> list[str]:
         model = (proof.counterexample if proof else None) or {}
         return [", ".join(f"{name} = {value}" for name, value in model.items())] if model else []
     given = ", ".join(f"{name} = {value:.6g}" for name, value in found.quantities.items())
-    world = ", ".join(f"{name} = {value}" for name, value in _plain(found.case).items())
+    case = _plain(found.case)
+    parts = {**case.pop("world", {}), **case}
+    world = ", ".join(f"{name} = {value}" for name, value in parts.items())
     return [f"{given}: says {found.value:.6g}, true is {found.measured:.6g}", f"in {world}"]
 
 
@@ -212,3 +216,7 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+if __name__ == "__main__":
+    sys.exit(check_statements())

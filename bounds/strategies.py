@@ -47,7 +47,7 @@ class AttackedWorld:
 
     def pick(self, index: int) -> AttackedWorld:
         """One world of a batch with one leading axis."""
-        world = LocalQuadratics(*(getattr(self.world, field.name)[index] for field in fields(self.world)))
+        world = LocalQuadratics(*(getattr(self.world, part.name)[index] for part in fields(self.world)))
         return AttackedWorld(world, self.perturbation[index], self.eps)
 
     def quantities(self, statement: str) -> dict[str, Any]:
@@ -113,12 +113,12 @@ _SCALES = np.array(list(product((1.0, 1 / 4, 1 / 32), (0.0, 1 / 16, 1 / 2, 2.0),
 
 @st.composite
 def world_sweeps(draw: st.DrawFn, *, models: int = 2) -> AttackedWorld:
-    """Batches of worlds of 1 to 3 points, 2 or 3 labels and dimension 1 or 2, and attacks that know the models.
+    """Batches of worlds of 1 to 3 points, 2 or 3 labels, dimension 1 or 2, and attacks that know the models.
 
     The worlds of a batch differ in the scale of gradients, curvatures and true-label losses. Losses are
-    nonnegative at the points. Each point is left alone, moved along the first model's margin, along the sum of
-    all margins, or anywhere in the ball; where the attack can succeed, the losses may be set so that it only
-    just does, as the worst case of an upper bound has it.
+    nonnegative at the points. Each point is left alone, moved along the first model's margin, along the sum
+    of all margins, or anywhere in the ball; where the attack can succeed, the losses may be set so that it
+    only just does, as the worst case of an upper bound has it.
 
     Args:
         draw: Supplied by Hypothesis.

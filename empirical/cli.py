@@ -14,20 +14,22 @@ if TYPE_CHECKING:
     from empirical.config import TrainingConfig
 
 METHODS = ("vanilla", "cos-only", "cos-l2", "trs")
-RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
+RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 def bound_vs_empirical(arguments: list[str] | None = None) -> int:
     """Entry point of `bound-vs-empirical`; returns the exit status."""
-    return _guarded(_bound_vs_empirical, _bound_parser().parse_args(arguments))
+    return _guarded(_bound_vs_empirical, _bound_parser().parse_args(arguments), "the same command")
 
 
 def train_ensemble(arguments: list[str] | None = None) -> int:
     """Entry point of `train-ensemble`; returns the exit status."""
-    return _guarded(_train_ensemble, _train_parser().parse_args(arguments))
+    return _guarded(_train_ensemble, _train_parser().parse_args(arguments), "the same command with --resume")
 
 
-def _guarded(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+def _guarded(
+    command: Callable[[argparse.Namespace], int], options: argparse.Namespace, how_to_go_on: str
+) -> int:
     """Run a command; what the user can mend becomes one line and exit status 2, not a traceback."""
     try:
         return command(options)
@@ -35,9 +37,7 @@ def _guarded(command: Callable[[argparse.Namespace], int], options: argparse.Nam
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted; what was finished is kept: the same command goes on from there", file=sys.stderr
-        )
+        print(f"\ninterrupted; what was finished is kept: {how_to_go_on} goes on from there", file=sys.stderr)
         return 130
 
 
@@ -85,7 +85,7 @@ def _bound_parser() -> argparse.ArgumentParser:
         type=int,
         default=1000,
         metavar="N",
-        help="use at most the first N held-out points (default: 1000)",
+        help="use at most the first N held-out points (default: 500)",
     )
     parser.add_argument(
         "--support",
@@ -167,6 +167,7 @@ def _bound_vs_empirical(options: argparse.Namespace) -> int:
     from empirical.compare import check_radii, check_target
     from empirical.data import load_dataset
     from empirical.presets import preset
+    from empirical.rates import check_statistics
 
     # Everything that can be wrong is looked at before the first long step.
     check_radii(options.eps)
@@ -180,6 +181,8 @@ def _bound_vs_empirical(options: argparse.Namespace) -> int:
         }
     data = load_dataset(name, data_root=options.data_root, download=options.download)
     check_target(options.target_label, data.classes)
+    data.test.first(options.samples)
+    check_statistics(options.support, options.confidence)
     folder = options.output or Path("runs") / f"{name}-seed{options.seed}"
     folder.mkdir(parents=True, exist_ok=True)
 

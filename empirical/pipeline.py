@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from empirical.compare import ROBUSTNESS_ATTACK, TRANSFER_ATTACK, check_radii, check_target, compare
+from empirical.compare import ROBUSTNESS_ATTACK, TRANSFER_ATTACK, compare
 from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split
 from empirical.ensemble import Ensemble, load_checkpoint
@@ -120,10 +120,8 @@ def run_comparison(
         progress: Called with a line of text when a part begins.
 
     Raises:
-        ValueError: If a radius, the target or the number of samples is not admissible.
+        ValueError: If a radius, the target, the number of samples or the confidence is not admissible.
     """
-    check_radii(eps)
-    check_target(target_label, data.classes)
     device = next(trained[0].ensemble.parameters()).device
     points = data.test.first(samples).to(device)
     settings = Settings(

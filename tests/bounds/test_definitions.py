@@ -9,7 +9,7 @@ LABELS = np.array([0, 0, 1, 1, 2])
 F = np.array([0, 1, 1, 1, 2])
 G = np.array([0, 0, 1, 1, 0])
 F_ADV = np.array([1, 1, 0, 1, 1])
-G_ADV = np.array([1, 1, 2, 0, 1])
+G_ADV = np.array([1, 1, 1, 0, 1])
 
 
 def test_every_definition_is_there_and_its_functions_exist():
@@ -74,7 +74,7 @@ def test_definition_6_on_the_data_alone_misses_what_lies_between():
 
 def test_definition_7():
     untargeted = d.transfers(LABELS, F, G, F_ADV, G_ADV)
-    assert untargeted.tolist() == [True, False, True, False, False]
+    assert untargeted.tolist() == [True, False, False, False, False]
     assert d.transfers(LABELS, F, G, F_ADV, G_ADV, target=1).tolist() == [True, False, False, False, False]
 
 

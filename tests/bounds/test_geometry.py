@@ -145,8 +145,9 @@ def test_r8_needs_the_shorter_vector_first():
     bound = evaluate("refined-r8", {"eps": 1.0, "a": 2.0, "b": 1.0, "cosine": 0.0})
     assert bound.status is Status.INAPPLICABLE
     assert "g_1 is the shorter" in bound.unmet[0]
-    same = evaluate("refined-r8", {"eps": 1.0, "a": 1.0, "b": 1.0, "cosine": 1.0})
-    assert "g_1 and g_2 differ" in same.unmet[0]
+    for length in (0.5, 1.0, 2.0):
+        same = evaluate("refined-r8", {"eps": 1.0, "a": length, "b": length, "cosine": 1.0})
+        assert "g_1 and g_2 differ" in same.unmet[0]
 
 
 def test_premise_of_the_angular_lemma():

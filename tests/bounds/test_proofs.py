@@ -116,9 +116,6 @@ def drop(factor: sympy.Expr, curved: sympy.Expr) -> sympy.Expr:
 
 
 SHARP = sympy.Max(half_angle, sympy.Rational(1, 2))
-MANY = sympy.sqrt(
-    (1 + (sympy.Symbol("N", real=True) - 1) * sympy.Max(s_upper, 0)) / sympy.Symbol("N", real=True)
-)
 
 
 @pytest.mark.parametrize(
@@ -146,13 +143,11 @@ MANY = sympy.sqrt(
     ids=lambda statement: f"{statement.id}: {statement.expression}",
 )
 def test_weakened_bounds_are_refuted(statement: Statement) -> None:
-    """Without h, with S for h, half of beta, half of eps, or a smaller factor, the steps no longer reach it."""
+    """Without h, with S for h, half of beta or eps, or a smaller factor, the steps no longer reach it."""
     assert prove(statement).verdict is Verdict.REFUTED
 
 
-@pytest.mark.parametrize(
-    ("name", "lowered"), [("theorem-6", delta + 3 * eps + rho), ("lemma-5", eps + rho)]
-)
+@pytest.mark.parametrize(("name", "lowered"), [("theorem-6", delta + 3 * eps + rho), ("lemma-5", eps + rho)])
 def test_a_refuting_joint_law_is_that_of_a_map(name: str, lowered: sympy.Expr) -> None:
     """The solver's model over label types becomes a finite world whose attack breaks the mutant."""
     model = prove(mutant(name, lowered)).steps[0].counterexample
@@ -172,8 +167,9 @@ def _as_map(law: dict[str, str]) -> LabelShift:
     labels = np.array([[int(label) for label in kind] for kind in kinds])
     f, g, truth = labels[:, 0], labels[:, 1], labels[:, 2]
     # A type that inputs are only moved to gets an input of probability zero.
-    extra = np.array([(*move, move[0]) for move in {tuple(row[3:]) for row in labels} - set(zip(f, g, strict=True))])
-    f, g, truth = (np.append(old, new) for old, new in zip((f, g, truth), extra.reshape(-1, 3).T, strict=True))
+    missing = {tuple(row[3:]) for row in labels} - set(zip(f, g, strict=True))
+    extra = np.array([(*move, move[0]) for move in missing], dtype=int).reshape(-1, 3)
+    f, g, truth = (np.append(old, new) for old, new in zip((f, g, truth), extra.T, strict=True))
     attack, used = np.zeros(inputs, dtype=int), dict.fromkeys({tuple(row[3:]) for row in labels}, 0)
     for index, row in enumerate(labels):
         places = np.flatnonzero((f == row[3]) & (g == row[4]))

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from empirical import cli, pipeline
 from empirical.results import load_results
@@ -21,7 +22,9 @@ QUICK = ["--epochs", "2", "--methods", "vanilla", "trs", "--eps", "0.02", "0.3",
 
 def command(name, *arguments, **options):
     code = f"import sys; from empirical.cli import {name} as main; sys.exit(main())"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # As many threads as here: results are reused only where everything that they depend on is the same.
+    threads = str(torch.get_num_threads())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads}
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
@@ -70,7 +73,7 @@ def test_the_main_job_leaves_results_figures_and_a_report(finished):
 @pytest.mark.slow
 def test_the_report_is_one_self_contained_page(finished):
     page = (finished[0] / "report.html").read_text(encoding="utf-8")
-    fetched = re.findall(r'(?:src|href)="(?!#|http://www\.w3\.org)([^"]*)"', page)
+    fetched = re.findall(r'(?:src|href)="(?!#|data:|http://www\.w3\.org)([^"]*)"', page)
     assert fetched == []
     assert page.count("<svg") == 4
     seen: list[str] = []
