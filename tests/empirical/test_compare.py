@@ -196,3 +196,36 @@ def test_a_foreign_results_file_is_refused(tmp_path, text):
 def test_a_missing_results_file_is_refused(tmp_path):
     with pytest.raises(ResultsError, match="found nothing"):
         load_results(tmp_path / "results.json")
+
+
+def test_starred_statements_take_their_quantities_from_the_event(result, flat_world):
+    """xi^E is E[l 1_event] and l_min runs over the event, by definition and for either order of the pair."""
+    ensemble, data = flat_world
+    losses = [
+        torch.nn.functional.cross_entropy(member(data.x), data.y, reduction="none")
+        for member in ensemble.members
+    ]
+    at_target = [
+        torch.nn.functional.cross_entropy(member(data.x), torch.ones_like(data.y), reduction="none")
+        for member in ensemble.members
+    ]
+    rows = [row for row in result.rows if row.statement == "theorem-3-repaired"]
+    assert rows
+    for row in rows:
+        f, g = row.surrogate, row.target
+        event = data.y != 1
+        for member in (f, g):
+            event = event & (ensemble.members[member](data.x).argmax(1) == data.y)
+        assert 0 < event.sum() < len(data)
+        wanted = {"xi_F": (losses[f] * event).mean(), "xi_G": (losses[g] * event).mean()}
+        wanted["l_min"] = torch.minimum(at_target[f], at_target[g])[event].min()
+        for name, value in wanted.items():
+            assert row.quantities[name].value == pytest.approx(float(value), rel=1e-5)
+
+
+def test_printed_statements_take_theirs_from_the_whole_set(result, flat_world):
+    ensemble, data = flat_world
+    for row in (row for row in result.rows if row.statement == "theorem-4"):
+        for name, member in (("xi_F", row.surrogate), ("xi_G", row.target)):
+            loss = torch.nn.functional.cross_entropy(ensemble.members[member](data.x), data.y)
+            assert row.quantities[name].value == pytest.approx(float(loss), rel=1e-5)
