@@ -50,11 +50,11 @@ def _bound_parser() -> argparse.ArgumentParser:
         epilog="Called again with the same options, it reuses what is finished. Exit status: 0 fine, 1 a "
         "guaranteed bound was violated, 2 bad input.",
     )
-    _add_data_options(parser, default="digits")
+    _add_data_options(parser, "digits")
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=list(METHODS),
+        default=None,
         metavar="METHOD",
         help=f"training methods (default: {' '.join(METHODS)})",
     )
@@ -83,9 +83,9 @@ def _bound_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples",
         type=int,
-        default=1000,
+        default=500,
         metavar="N",
-        help="use at most the first N held-out points (default: 500)",
+        help="use at most N held-out points, drawn by a fixed seed (default: 500)",
     )
     parser.add_argument(
         "--support",
@@ -97,7 +97,10 @@ def _bound_parser() -> argparse.ArgumentParser:
         "--confidence", type=float, default=0.95, help="confidence of statistical intervals (default: 0.95)"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="run folder (default: runs/DATA-seedSEED)"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="run folder (default: below runs/)",
     )
     return parser
 
@@ -114,7 +117,7 @@ def _train_parser() -> argparse.ArgumentParser:
         default="digits-trs",
         help="training recipe, DATA-METHOD (default: digits-trs); an unknown one lists all",
     )
-    _add_data_options(parser, default=None)
+    _add_data_options(parser, "the preset's")
     parser.add_argument("--members", type=int, help="number of members N >= 2")
     parser.add_argument("--architecture", help="linear, mlp, lenet or resnetD with D = 6n + 2")
     parser.add_argument(
@@ -137,7 +140,7 @@ def _train_parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         metavar="FILE",
-        help="checkpoint to write (default: runs/PRESET-seedSEED.safetensors)",
+        help="checkpoint to write (default: runs/DATA-METHOD-seedSEED.safetensors)",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last saved epoch of this output"
@@ -145,10 +148,8 @@ def _train_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data_options(parser: argparse.ArgumentParser, *, default: str | None) -> None:
-    parser.add_argument(
-        "--data", default=default, help="data set; an unknown name lists all (default: digits)"
-    )
+def _add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--data", help=f"data set; an unknown name lists all (default: {default})")
     parser.add_argument(
         "--data-root", default="data", metavar="FOLDER",
         help="where torchvision's files, or plain IDX(.gz) files, lie (default: data)",
@@ -166,40 +167,47 @@ def _bound_vs_empirical(options: argparse.Namespace) -> int:
     from empirical import pipeline, summary
     from empirical.compare import check_radii, check_target
     from empirical.data import load_dataset
-    from empirical.presets import preset
     from empirical.rates import check_statistics
+    from empirical.results import Settings
 
     # Everything that can be wrong is looked at before the first long step.
     check_radii(options.eps)
     if options.checkpoint:
+        _refuse_with_checkpoints(options)
         trained = [pipeline.load_trained(path, options.device) for path in options.checkpoint]
         name = pipeline.common_dataset(trained)
+        run = f"compare-{'-'.join(each.name for each in trained)}"
     else:
-        trained, name = [], options.data
-        configs = {
-            method: _configured(preset(name, method), options, ("epochs",)) for method in options.methods
-        }
+        trained, name, run = [], options.data or "digits", options.data or "digits"
+        configs = _recipes(name, options)
     data = load_dataset(name, data_root=options.data_root, download=options.download)
     check_target(options.target_label, data.classes)
-    data.test.first(options.samples)
     check_statistics(options.support, options.confidence)
-    folder = options.output or Path("runs") / f"{name}-seed{options.seed}"
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = Settings(
+        dataset=name,
+        samples=len(pipeline.draw_points(data.test, options.samples)),
+        classes=data.classes,
+        eps=tuple(sorted(set(options.eps))),
+        target_label=options.target_label,
+        attack=pipeline.describe_attack(options.seed),
+        robust_eps=pipeline.ROBUST_RADII,
+        support=options.support,
+        confidence=options.confidence,
+        seed=options.seed,
+    )
+    folder = options.output or Path("runs") / f"{run}-seed{options.seed}"
+    pipeline.check_folder(folder, settings)
 
     if not options.checkpoint:
         trained = pipeline.train_all(configs, data, folder, progress=sys.stderr.isatty())
-    steps = len(trained) * (2 * len(options.eps) + 1)
+    steps = len(trained) * (2 * len(settings.eps) + 1)
     with tqdm(total=steps, disable=None, desc="comparing", unit="part") as bar:
 
         def report(message: str) -> None:
             bar.set_postfix_str(message)
             bar.update()
 
-        comparison = pipeline.run_comparison(
-            trained, data, folder, eps=options.eps, target_label=options.target_label,
-            samples=options.samples, support=options.support, confidence=options.confidence,
-            seed=options.seed, progress=report,
-        )  # fmt: skip
+        comparison = pipeline.run_comparison(trained, data, settings, folder, progress=report)
     if options.json:
         print(json.dumps(comparison.to_json(), allow_nan=False))
     else:
@@ -210,10 +218,32 @@ def _bound_vs_empirical(options: argparse.Namespace) -> int:
     return 1 if summary.verdict_counts(comparison)["violated"] else 0
 
 
+def _recipes(name: str, options: argparse.Namespace) -> dict[str, TrainingConfig]:
+    """The preset of each method on a data set; a set without a small recipe of ours takes the paper's."""
+    from empirical.data import DATASETS
+    from empirical.objectives import OBJECTIVES
+    from empirical.presets import PRESETS, preset
+
+    if name not in DATASETS:
+        raise ValueError(f"expected a data set among {', '.join(DATASETS)}, got {name!r}")
+    methods = options.methods or METHODS
+    for method in methods:
+        if method not in OBJECTIVES:
+            raise ValueError(f"expected methods among {', '.join(OBJECTIVES)}, got {method!r}")
+    base = name if f"{name}-vanilla" in PRESETS else f"paper-{name}"
+    return {method: _configured(preset(base, method), options, ("epochs",)) for method in methods}
+
+
+def _refuse_with_checkpoints(options: argparse.Namespace) -> None:
+    for name in ("data", "methods", "epochs"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"expected no --{name} beside --checkpoint, which skips training, got one")
+
+
 def _train_ensemble(options: argparse.Namespace) -> int:
     from empirical.data import load_dataset
     from empirical.presets import PRESETS
-    from empirical.training import train
+    from empirical.training import state_path, train
 
     if options.preset not in PRESETS:
         raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {options.preset!r}")
@@ -227,7 +257,10 @@ def _train_ensemble(options: argparse.Namespace) -> int:
     config = replace(config, objective=_reweighted(config.objective, options))
     if options.data:
         config = replace(config, dataset=options.data)
-    output = options.output or Path("runs") / f"{options.preset}-seed{options.seed}.safetensors"
+    run = f"{config.dataset}-{config.objective.name}-seed{options.seed}"
+    output = options.output or Path("runs") / f"{run}.safetensors"
+    if not options.resume and state_path(output).exists():
+        raise ValueError(f"found an earlier run at {output}: give --resume to go on, or another --output")
     data = load_dataset(config.dataset, data_root=options.data_root, download=options.download)
     train(config, data=data, output=output, resume=options.resume, progress=sys.stderr.isatty())
     metadata = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["metadata"]
@@ -260,6 +293,7 @@ def _reweighted(objective: Any, options: argparse.Namespace) -> Any:
     known = {field.name for field in fields(objective)}
     if unknown := sorted(set(given) - known):
         raise ValueError(
-            f"expected parameters of {objective.name} among {sorted(known)}, got {', '.join(unknown)}"
+            f"expected parameters of {objective.name} among {', '.join(sorted(known)) or 'none'}, "
+            f"got {', '.join(unknown)}"
         )
     return replace(objective, **given)

@@ -29,7 +29,7 @@ from bounds import STATEMENTS, BoundValue, Estimate, Sense, Status, evaluate
 from empirical.attacks import Attack, predict, run_attack
 from empirical.data import Split
 from empirical.ensemble import Ensemble
-from empirical.results import EnsembleResult, Row
+from empirical.results import ON_BOTH_CORRECT, EnsembleResult, Row
 from empirical.robustness import robust_accuracy
 from empirical.transfer import matrix_from_attacks
 from empirical.transfer_matrix import TransferMatrix
@@ -40,8 +40,6 @@ STATEMENTS_BY_MODE = {
     UNTARGETED: ("theorem-2", "theorem-4", "theorem-4-repaired", "refined-r3-untargeted"),
     TARGETED: ("theorem-1", "theorem-3", "theorem-3-repaired", "refined-r3"),
 }
-# Statements about the event that both models are right and, targeted, that the label is not the target yet.
-ON_BOTH_CORRECT = {"theorem-3-repaired", "theorem-4-repaired", "refined-r3", "refined-r3-untargeted"}
 TRANSFER_ATTACK = Attack(method="pgd", norm="l2", eps=1.0, steps=50)
 ROBUSTNESS_ATTACK = Attack(method="pgd", norm="linf", eps=0.1, steps=50)
 # Guaranteed ends are certified up to floating-point rounding; a rate on the line is no violation.

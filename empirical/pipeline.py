@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ from empirical.results import (
     save_results,
     save_table,
 )
-from empirical.training import state_path, train
-from estimators import Support
+from empirical.training import TrainingError, state_path, train
 
 ROBUST_RADII = (0.1, 0.15)
 
@@ -60,7 +59,11 @@ def train_all(
     for name, config in configs.items():
         checkpoint = folder / f"{name}.safetensors"
         resume = state_path(checkpoint).exists()
-        train(config, data=data, output=checkpoint, resume=resume, progress=progress)
+        try:
+            train(config, data=data, output=checkpoint, resume=resume, progress=progress)
+        except TrainingError as error:
+            remedy = ": choose another --output" if resume else ""
+            raise TrainingError(f"{error}{remedy}") from None
         trained.append(load_trained(checkpoint, config.device))
     return trained
 
@@ -92,17 +95,37 @@ def common_dataset(trained: Sequence[Trained]) -> str:
     return datasets[names[0]]
 
 
+def check_folder(folder: Path, settings: Settings) -> None:
+    """Refuse a folder that cannot take the results, before any work; it is created where it is missing.
+
+    Raises:
+        ValueError: If it is a file, or holds a comparison with other settings, which would be lost.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder for the output, got the file {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        earlier = load_results(folder / "results.json").settings
+    except ResultsError:
+        return
+    if earlier != settings:
+        names = [
+            field.name
+            for field in fields(Settings)
+            if getattr(earlier, field.name) != getattr(settings, field.name)
+        ]
+        raise ValueError(
+            f"expected the settings of the comparison in {folder}, got others ({', '.join(names)}): "
+            "choose another --output"
+        )
+
+
 def run_comparison(
     trained: Sequence[Trained],
     data: Dataset,
+    settings: Settings,
     folder: Path,
     *,
-    eps: Sequence[float],
-    target_label: int,
-    samples: int,
-    support: Support,
-    confidence: float,
-    seed: int,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Comparison:
     """Compare every ensemble, saving after each; then draw the figures and write the report.
@@ -110,32 +133,15 @@ def run_comparison(
     Args:
         trained: Ensembles on one device.
         data: The set whose held-out points are used.
+        settings: What to compare, and how.
         folder: Where `results.json`, `rows.csv`, `figures/` and `report.html` go.
-        eps: l2 radii of the transfer attacks.
-        target_label: Label of the targeted attacks.
-        samples: At most this many held-out points are used, the first ones.
-        support: "finite" or "population".
-        confidence: Confidence of every interval.
-        seed: Seed of the attacks.
         progress: Called with a line of text when a part begins.
 
     Raises:
-        ValueError: If a radius, the target, the number of samples or the confidence is not admissible.
+        ValueError: If a setting is not admissible.
     """
     device = next(trained[0].ensemble.parameters()).device
-    points = data.test.first(samples).to(device)
-    settings = Settings(
-        dataset=data.name,
-        samples=len(points),
-        classes=data.classes,
-        eps=tuple(map(float, eps)),
-        target_label=target_label,
-        attack={**TRANSFER_ATTACK.to_json(), "eps": None, "seed": seed},
-        robust_eps=ROBUST_RADII,
-        support=support,
-        confidence=confidence,
-        seed=seed,
-    )
+    points = draw_points(data.test, settings.samples).to(device)
     path = folder / "results.json"
     environment = describe_environment(device)
     known = _known_results(path, settings, environment)
@@ -149,6 +155,18 @@ def run_comparison(
     figures = save_figures(comparison, folder / "figures")
     write_report(comparison, figures, folder / "report.html")
     return comparison
+
+
+def draw_points(split: Split, samples: int) -> Split:
+    """At most so many points, drawn without replacement by a fixed seed: a set may be sorted by class.
+
+    Raises:
+        ValueError: If the number is not positive.
+    """
+    if samples >= len(split):
+        return split
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return Split(split.x[order], split.y[order]).first(samples)
 
 
 def _compare(
@@ -183,6 +201,11 @@ def _known_results(
     if earlier.settings != settings or earlier.environment != environment:
         return {}
     return {(result.name, result.provenance["digest"]): result for result in earlier.ensembles}
+
+
+def describe_attack(seed: int) -> dict[str, Any]:
+    """The transfer attack, without its radius, as the settings keep it."""
+    return {**TRANSFER_ATTACK.to_json(), "eps": None, "seed": seed}
 
 
 def find_device(name: str) -> torch.device:

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from bounds import STATEMENTS, Estimate, Sense
-from empirical.results import Comparison, EnsembleResult, Row
+from empirical.results import ON_BOTH_CORRECT, Comparison, EnsembleResult, Row
 from empirical.summary import short_title
 
 # Okabe and Ito's palette; it survives the common forms of colour blindness. Markers and dashes carry the same
@@ -79,7 +79,8 @@ def save_figures(comparison: Comparison, folder: Path) -> list[SavedFigure]:
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
             figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
             plt.close(figure)
-        saved.append(SavedFigure(name, title, caption, folder / f"{name}.svg", folder / f"{name}.png"))
+        words = caption.format(confidence=f"{100 * comparison.settings.confidence:g} %")
+        saved.append(SavedFigure(name, title, words, folder / f"{name}.svg", folder / f"{name}.png"))
     return saved
 
 
@@ -213,7 +214,12 @@ def _sweep_panel(axes: Axes, rows: list[Row]) -> dict[str, Line2D]:
         if row.smoothness == "remainder" and row.bound["value"] is not None:
             best[row.surrogate, row.target, row.statement, row.eps] = row
     for pair in pairs:
-        measured = {row.eps: row.measured.value for row in rows if (row.surrogate, row.target) == pair}
+        # Where points whose label is the target already count, the rate starts at the share of that class.
+        measured = {
+            row.eps: row.measured.value
+            for row in sorted(rows, key=lambda row: row.statement in ON_BOTH_CORRECT)
+            if (row.surrogate, row.target) == pair
+        }
         radii = sorted(measured)
         axes.plot(
             radii, [measured[eps] for eps in radii], "o-", color=COLOURS[0], linewidth=0.8, markersize=2
@@ -225,7 +231,7 @@ def _sweep_panel(axes: Axes, rows: list[Row]) -> dict[str, Line2D]:
             colour, dash = STATEMENT_STYLES[statement]
             axes.plot(
                 [row.eps for row in found],
-                [min(max(row.bound["value"], -0.2), 1.2) for row in found],
+                [min(max(row.bound["value"], -0.08), 1.08) for row in found],
                 color=colour, linestyle=dash, linewidth=1.1, marker="d", markersize=2.5,
             )  # fmt: skip
             title = short_title(statement)
@@ -292,14 +298,15 @@ FIGURES: tuple[tuple[Callable[[Comparison], Figure], str, str], ...] = (
         robust_accuracy,
         "Robust accuracy of the ensembles",
         "Clean accuracy of the weakest member (grey) and robust accuracy of the whole ensemble under 50-step "
-        "PGD. Bars are 95 % Clopper-Pearson intervals.",
+        "PGD. Bars are {confidence} Clopper-Pearson intervals.",
     ),
     (
         eps_sweep,
         "Where does the theory say anything?",
-        "Measured transfer (Definition 7) and the bounds on it against the radius of the attack; one line "
-        "for every ordered pair of members. A line inside the hatched region says nothing; a missing line is "
-        "a statement whose hypotheses fail.",
+        "Measured transfer (Definition 7; targeted, without the points whose label is the target already) "
+        "and the bounds on it against the radius of the attack, guaranteed ones where there are any; one "
+        "line for every ordered pair of members. A line in the hatched region says nothing; a missing "
+        "line is a statement whose hypotheses fail.",
     ),
     (
         bound_against_measured,
@@ -311,6 +318,6 @@ FIGURES: tuple[tuple[Callable[[Comparison], Figure], str, str], ...] = (
         transfer_matrices,
         "Who fools whom",
         "Measured untargeted transfer at the largest radius, rows surrogate, columns target; the diagonal is "
-        "the surrogate itself. Brackets are 95 % Clopper-Pearson intervals.",
+        "the surrogate itself. Brackets are {confidence} Clopper-Pearson intervals.",
     ),
 )

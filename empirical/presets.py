@@ -5,9 +5,10 @@ D and G: three ResNet-20, Adam from 1e-3, the weights and radii of section 6.1, 
 batch size (128 here), nor parameters of its own for Cos-only and Cos-l2 (those of TRS here, without what they
 leave out).
 
-The small ones, `digits-*` and `fashion-mnist-*`, are ours. Their activation is smooth, so that the smoothness
-constant of the theorems is finite. Their regularisers are ramped up: at full weight from the start they can
-ruin the members before these have learned anything. Fashion-MNIST is searched jointly, at half the work.
+The small ones, `digits-*` and `fashion-mnist-*`, are ours, and serve other small sets unchanged.
+Their activation is smooth, so that the smoothness constant of the theorems is finite. Their regularisers are
+ramped up: at full weight from the start they can ruin the members before these have learned anything.
+Fashion-MNIST is searched jointly, at half the work.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from types import MappingProxyType
 from empirical.config import TrainingConfig
 from empirical.models import ModelConfig
 from empirical.objectives import TRS, CosL2, CosOnly, Vanilla
+
+_SMALL = {"digits": ("digits-0-1", "blobs", "blobs-tight"), "fashion-mnist": ("mnist", "mnist5k")}
 
 _BASES: Mapping[str, tuple[TrainingConfig, TRS]] = {
     "digits": (
@@ -77,6 +80,9 @@ def _methods(base: TrainingConfig, trs: TRS) -> dict[str, TrainingConfig]:
 def _presets() -> dict[str, TrainingConfig]:
     cifar10, trs = _BASES["paper-cifar10"]
     bases = {**_BASES, "paper-cifar100": (replace(cifar10, dataset="cifar100"), trs)}
+    for known, others in _SMALL.items():
+        base, small_trs = _BASES[known]
+        bases |= {name: (replace(base, dataset=name), small_trs) for name in others}
     return {
         f"{name}-{method}": config
         for name, base in bases.items()

@@ -14,6 +14,8 @@ from bounds import Estimate
 from empirical.files import write_text
 
 SCHEMA = "transferbounds/comparison/1"
+# Statements about the event that both models are right and, targeted, that the label is not the target yet.
+ON_BOTH_CORRECT = {"theorem-3-repaired", "theorem-4-repaired", "refined-r3", "refined-r3-untargeted"}
 
 
 class ResultsError(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from bounds import STATEMENTS, Variant
@@ -35,7 +35,7 @@ def ensemble_table(comparison: Comparison) -> Table:
     shown = max(settings.eps)
     header = (
         "ensemble", "clean", "weakest", *(f"robust linf {eps:g}" for eps in settings.robust_eps),
-        f"transfer l2 {shown:g}", "cosine inf..sup", "B",
+        f"transfer l2 {shown:g}", "cosine inf..sup", "B", "beta",
     )  # fmt: skip
     rows = []
     for result in comparison.ensembles:
@@ -47,6 +47,7 @@ def ensemble_table(comparison: Comparison) -> Table:
             f"{mean_transfer(result, shown):.3f}",
             f"{result.benign['similarity_lower']:.2f}..{result.benign['similarity_upper']:.2f}",
             f"{result.benign['gradient_norm']:.3g}",
+            f"infinite ({', '.join(result.kinks)})" if result.kinks else "finite",
         ))  # fmt: skip
     return Table("What was trained, and how it stands attacks", header, tuple(rows))
 
@@ -61,20 +62,23 @@ def statement_table(comparison: Comparison) -> Table:
             for result in comparison.ensembles
         ]
         rows.append((short_title(statement), STATEMENTS[statement].sense.value, *cells))
-    title = "Up to which l2 radius does a statement say something (for every pair / for the best pair)?"
+    title = (
+        "Up to which l2 radius does a statement say something about the attack that was run,\n"
+        "for every pair / for the best pair? Guaranteed for these points; a value after ~ is heuristic."
+    )
     return Table(title, ("statement", "bound", *names), tuple(rows))
 
 
 def reason_table(comparison: Comparison) -> Table:
-    """For each statement and ensemble: the verdicts counted, and the commonest reason in words."""
+    """For each statement and ensemble: the verdicts counted, and the reason in words for one pair."""
     rows = []
     for statement in statements(comparison):
         for result in comparison.ensembles:
             found = [row for row in result.rows if row.statement == statement]
             counts = Counter(row.verdict for row in found)
             verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-            # The least hopeless case is the one that tells what is in the way.
-            easiest = min(found, key=lambda row: (row.eps, row.surrogate, row.target))
+            # At the smallest radius, and with the certified stand-in for beta, a statement has it easiest.
+            easiest = min(found, key=lambda row: (row.eps, row.smoothness != "remainder", row.surrogate))
             rows.append(
                 (short_title(statement), result.name, verdicts, f"at {easiest.eps:g}: {easiest.reason}")
             )
@@ -112,22 +116,28 @@ def findings(comparison: Comparison) -> list[str]:
         if counts["violated"]
         else f"No guaranteed bound is contradicted by a measurement ({total} evaluations)."
     ]
+    sentences += [
+        f"{result.name} has kinks ({', '.join(result.kinks)}): its beta is infinite and Theorems 1-4 do not "
+        "apply as stated. What is shown rests on the exact second-order remainder of the attack that was run."
+        for result in comparison.ensembles
+        if result.kinks
+    ]
     silent = []
     for identifier in statements(comparison):
         reach = {
-            result.name: _reach([row for row in result.rows if row.statement == identifier])[1]
+            result.name: _reach(_guaranteed([row for row in result.rows if row.statement == identifier]))[1]
             for result in comparison.ensembles
         }
         speaking = [f"{radius:g} ({name})" for name, radius in reach.items() if radius is not None]
         if speaking:
             mute = "".join(f"; never for {name}" for name, radius in reach.items() if radius is None)
             sentences.append(
-                f"{short_title(identifier)} says something up to l2 radius {', '.join(speaking)}{mute}."
+                f"{short_title(identifier)} guarantees something up to l2 radius {', '.join(speaking)}{mute}."
             )
         else:
             silent.append(short_title(identifier))
     if silent:
-        verb = "say" if len(silent) > 1 else "says"
+        verb = "guarantee" if len(silent) > 1 else "guarantees"
         sentences.insert(
             1, f"{', '.join(silent)} {verb} nothing about any of these ensembles at any radius tried."
         )
@@ -153,11 +163,25 @@ def statements(comparison: Comparison) -> list[str]:
 
 
 def frontier(rows: Sequence[Row]) -> str:
-    """Largest radius up to which a statement is informative for every pair and for the best pair."""
-    every, best = _reach(rows)
-    if best is None:
-        return "inapplicable" if all(row.bound["status"] == "inapplicable" for row in rows) else "vacuous"
-    return f"{'none' if every is None else f'{every:g}'} / {best:g}"
+    """Largest radius up to which a statement is informative for every pair and for the best pair.
+
+    Counted over guaranteed bounds; where none of them says anything, over heuristic values, marked by "~".
+    """
+    for mark, candidates in (("", _guaranteed(rows)), ("~", rows)):
+        every, best = _reach(candidates)
+        if best is not None:
+            return f"{mark}{'none' if every is None else f'{every:g}'} / {mark}{best:g}"
+    return "inapplicable" if all(row.bound["status"] == "inapplicable" for row in rows) else "vacuous"
+
+
+def _guaranteed(rows: Sequence[Row]) -> list[Row]:
+    """The rows, those without a guarantee that says something struck from what is informative."""
+    return [
+        row
+        if row.bound["guaranteed_status"] == "informative"
+        else replace(row, bound={**row.bound, "status": "vacuous"})
+        for row in rows
+    ]
 
 
 def _reach(rows: Sequence[Row]) -> tuple[float | None, float | None]:

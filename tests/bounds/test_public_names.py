@@ -1,7 +1,8 @@
 """The package's public names, those that are loaded on first use included."""
 
-import bounds
 import pytest
+
+import bounds
 
 
 @pytest.mark.parametrize("name", bounds.__all__)

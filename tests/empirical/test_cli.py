@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from empirical import cli, pipeline
+from empirical.data import load_dataset
 from empirical.results import load_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +121,46 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, capsys):
 
 
 @pytest.mark.slow
+def test_other_settings_never_replace_a_finished_comparison(finished, capsys):
+    before = (finished[0] / "results.json").read_bytes()
+    assert cli.bound_vs_empirical([*QUICK, "--target-label", "3", "--output", str(finished[0])]) == 2
+    assert "target_label" in one_line(capsys)
+    assert (finished[0] / "results.json").read_bytes() == before
+
+
+def test_points_are_drawn_from_all_classes_of_a_sorted_set():
+    split = load_dataset("blobs").test
+    assert set(split.first(60).y.tolist()) == {0}
+    drawn = pipeline.draw_points(split, 60)
+    assert len(drawn) == 60
+    assert min(drawn.y.bincount()) > 15
+    assert pipeline.draw_points(split, 10**6) is split
+    with pytest.raises(ValueError, match="0"):
+        pipeline.draw_points(split, 0)
+
+
+@pytest.mark.slow
+def test_a_network_with_kinks_is_said_to_have_no_finite_beta(tmp_path, capsys):
+    checkpoint = str(tmp_path / "kinked.safetensors")
+    train = ["--preset", "digits-vanilla", "--members", "2", "--epochs", "1", "--activation", "relu"]
+    assert cli.train_ensemble([*train, "--output", checkpoint]) == 0
+    compared = [
+        "--checkpoint",
+        checkpoint,
+        "--eps",
+        "0.01",
+        "--samples",
+        "60",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    assert cli.bound_vs_empirical(compared) == 0
+    output = capsys.readouterr().out
+    assert "infinite (ReLU)" in output
+    assert "beta is infinite" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
 def test_train_ensemble_saves_and_resumes(tmp_path, capsys):
     output = tmp_path / "pair.safetensors"
     arguments = ["--preset", "digits-vanilla", "--members", "2", "--epochs", "2", "--output", str(output)]
@@ -130,12 +171,19 @@ def test_train_ensemble_saves_and_resumes(tmp_path, capsys):
     assert len(accuracy["members"]) == 2
     assert cli.train_ensemble([*arguments, "--resume"]) == 0
     assert "weakest" in capsys.readouterr().out
+    saved = output.read_bytes()
+    assert cli.train_ensemble([*arguments, "--seed", "5"]) == 2
+    assert "--resume" in one_line(capsys)
+    assert output.read_bytes() == saved
 
 
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_was_finished(tmp_path):
     arguments = ["--preset", "digits-vanilla", "--epochs", "500", "--output", tmp_path / "long.safetensors"]
-    process = command("train_ensemble", *arguments)
+    # A background job inherits an ignored SIGINT; the command is tested as a terminal would start it.
+    process = command(
+        "train_ensemble", *arguments, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     deadline = time.monotonic() + 300
     while not (tmp_path / "long.json").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -157,6 +205,7 @@ BAD = {
     "no epochs": (["--epochs", "0"], "epochs"),
     "missing checkpoint": (["--checkpoint", "nowhere.safetensors"], "nowhere"),
     "confidence": (["--confidence", "1.5"], "1.5"),
+    "data beside checkpoint": (["--checkpoint", "x.safetensors", "--data", "digits"], "--data"),
 }
 
 

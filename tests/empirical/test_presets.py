@@ -7,7 +7,10 @@ from empirical.objectives import OBJECTIVES, TRS, CosL2, CosOnly
 from empirical.presets import PRESETS, preset
 from estimators.kinks import kinks
 
-BASES = ("digits", "fashion-mnist", "paper-mnist", "paper-cifar10", "paper-cifar100")
+BASES = (
+    "digits", "digits-0-1", "blobs", "blobs-tight", "fashion-mnist", "mnist", "mnist5k",
+    "paper-mnist", "paper-cifar10", "paper-cifar100",
+)  # fmt: skip
 
 
 def test_every_base_has_every_method():
