@@ -31,7 +31,7 @@ from empirical.results import (
     save_results,
     save_table,
 )
-from empirical.training import TrainingError, state_path, train
+from empirical.training import TrainingError, find_device, state_path, train
 
 ROBUST_RADII = (0.1, 0.15)
 
@@ -206,11 +206,6 @@ def _known_results(
 def describe_attack(seed: int) -> dict[str, Any]:
     """The transfer attack, without its radius, as the settings keep it."""
     return {**TRANSFER_ATTACK.to_json(), "eps": None, "seed": seed}
-
-
-def find_device(name: str) -> torch.device:
-    """The device that a name stands for; "auto" is a GPU if there is one."""
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:

@@ -130,7 +130,7 @@ def train(
         ValueError: If there is no such device, or the model does not fit the data.
         OSError: If `output` cannot be written, which shows before the first step.
     """
-    device = _find_device(config.device)
+    device = find_device(config.device)
     if data is None:
         data = load_dataset(config.dataset, data_root=config.data_root)
     elif validate(data).name != config.dataset:
@@ -154,7 +154,12 @@ def train(
     return run.ensemble.eval()
 
 
-def _find_device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device that a name stands for; "auto" is a GPU if there is one.
+
+    Raises:
+        ValueError: If a GPU is asked for and there is none.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("expected a CUDA device for device = cuda, found none")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
