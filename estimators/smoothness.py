@@ -21,7 +21,7 @@ from estimators.batching import (
     check_same_shape,
     frozen,
 )
-from estimators.certified import linear_softmax_smoothness
+from estimators.certified.linear import linear_softmax_smoothness
 from estimators.gradients import describe_labels, differentiate
 from estimators.hessian import KRYLOV_SIZE, check_iterations, starting_vector, top_curvature
 from estimators.kinks import kinks, traced_kinks
