@@ -22,6 +22,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 COMMANDS = {
     "bound-vs-empirical": ("empirical.cli", "bound_vs_empirical"),
     "train-ensemble": ("empirical.cli", "train_ensemble"),
+    "estimate-smoothness": ("empirical.smoothness.cli", "estimate_smoothness"),
     "check-statements": ("bounds.cli", "check_statements"),
 }
 

@@ -57,7 +57,7 @@ def mean_interval(
 
     Reference:
         Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS B 86 (2024):
-        the hedged capital of section 4.4 for a fixed sample size.
+        the hedged capital with predictable plug-in stakes for a fixed sample size.
     """
     samples = _samples(values, low, high)
     check_confidence(confidence)
@@ -76,16 +76,12 @@ def mean_interval(
     width = high - low
     lower = low + _lower_end(shuffled - low, width, needed) if below else low
     upper = high - _lower_end(high - shuffled, width, needed) if above else high
-    known = "" if below == above else f"; bounded {'below' if below else 'above'} only"
+    known = "" if below == above else f" of its {'lower' if below else 'upper'} end only"
     if known and side == "both":
-        known += (
-            ", as a variable without a known range on the other side has no distribution-free bound there"
-        )
+        known += ": a variable without a known range has no distribution-free interval on the other side"
     return Estimate(
         mean,
-        min(
-            lower, mean
-        ),  # The sample mean is inside but for odd orders of few samples; a wider interval holds.
+        min(lower, mean),  # The sample mean is inside, but for odd orders of few samples.
         max(upper, mean),
         failure_probability=1.0 - confidence,
         method=f"mean of {n} samples in [{low:g}, {high:g}], betting interval at {confidence:g}{known}",
@@ -195,8 +191,9 @@ def _samples(values: ArrayLike, low: float, high: float) -> Floats:
         raise ValueError(f"expected finite samples, got {samples[bad[0]]} at index {bad[0]}")
     outside = np.flatnonzero((samples < low) | (samples > high))
     if len(outside):
+        first = outside[0]
         raise ValueError(
-            f"expected samples in the range [{low}, {high}], got {samples[outside[0]]} at index {outside[0]}; "
+            f"expected samples in the range [{low}, {high}], got {samples[first]} at index {first}; "
             f"{len(outside)} of {len(samples)} disprove the range"
         )
     return samples

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import beta as beta_distribution
+from scipy.stats import binomtest
 
 from bounds.certificate import Certificate
 from bounds.dual import Bools
@@ -61,8 +61,8 @@ def certified_transfer_rate(
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"expected confidence in (0, 1), got {confidence}")
     tail = (1.0 - confidence) / (1 if fooled is None else 2)
-    upper = 1.0 if high == n else float(beta_distribution.ppf(1.0 - tail, high + 1, n - high))
-    lower = 0.0 if low == 0 else float(beta_distribution.ppf(tail, low, n - low + 1))
+    upper = binomtest(high, n, alternative="less").proportion_ci(1.0 - tail, method="exact").high
+    lower = binomtest(low, n, alternative="greater").proportion_ci(1.0 - tail, method="exact").low
     return Estimate(high / n, lower, upper, 1.0 - confidence, f"{method}, Clopper-Pearson", n)
 
 

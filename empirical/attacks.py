@@ -1,141 +1,91 @@
-"""Gradient attacks with a fixed step: FGSM, BIM, PGD and MIM, in l2 and linf, untargeted and targeted.
+"""Run an attack on a model: any of the gradient attacks in a ball, CW and EAD, or one of your own.
 
-One loop serves all four (TRS, section 6.1): from a start, step along a normalised gradient of the attack
-loss and project back onto the perturbation ball and the pixel range. The methods differ in three things:
-
-| method | start                    | direction                                              | steps |
-|--------|--------------------------|--------------------------------------------------------|-------|
-| fgsm   | clean image              | gradient                                               | 1     |
-| bim    | clean image              | gradient                                               | any   |
-| pgd    | uniform in the ball      | gradient                                               | any   |
-| mim    | clean image              | running sum of l1-normalised gradients (momentum 1.0)  | any   |
-
-The direction is scaled for the ball: its sign for linf, unit length for l2. (Section 6.1 prints BIM, PGD
-and MIM without the sign; the works it cites for them have it.) A zero gradient gives a zero step and is
-counted in the attack's health.
-
-The attack is a function defined everywhere, on misclassified images too, as the probabilities of Definitions
-2 and 7 need it. The images that it returns satisfy ||x_adv - x|| <= eps in the attack's norm for the tensors
-as stored (rounding included, no tolerance) and stay inside the pixel range.
+What an attack is, `AttackMethod` says: settings that can perturb a batch. The ways of attacking are in
+`gradient_attacks` (FGSM, BIM, PGD, MIM, Auto-PGD) and `attack_library` (CW, EAD). Here inputs are checked,
+the model is frozen and everything left as it was found, and the result's health is measured.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from empirical.perturbation import Ball, normalised, sample_norms, spread, uniform_in_unit_ball
+from empirical.attack_base import LOSSES, AttackMethod, Goal, PixelRange, dlr_loss, margin_loss
+from empirical.attack_library import CarliniWagner, ElasticNet
+from empirical.gradient_attacks import FAILURE_POLICIES, METHODS, NORMS, Attack
+from empirical.perturbation import ORDERS, sample_norms
 from estimators.batching import (
     DEFAULT_BATCH,
     batched_logits,
-    check_finite,
     check_inputs,
     check_labels,
     check_target,
     frozen,
 )
 
-METHODS = ("fgsm", "bim", "pgd", "mim")
-NORMS = ("linf", "l2")
-FAILURE_POLICIES = ("best", "last", "clean")
-MOMENTUM = 1.0
+__all__ = [
+    "ATTACKS",
+    "FAILURE_POLICIES",
+    "LOSSES",
+    "METHODS",
+    "NORMS",
+    "Attack",
+    "AttackHealth",
+    "AttackMethod",
+    "AttackResult",
+    "CarliniWagner",
+    "ElasticNet",
+    "attack_from_json",
+    "dlr_loss",
+    "margin_loss",
+    "predict",
+    "register_attack",
+    "run_attack",
+]
 
-# A loss that falls by less than this share of itself has not fallen: float32 rounding of a saturated loss.
-_LOSS_ROUNDING = 1e-6
+_READERS: dict[str, Callable[[dict[str, Any]], AttackMethod]] = {}
+ATTACKS: Mapping[str, Callable[[dict[str, Any]], AttackMethod]] = MappingProxyType(_READERS)
 
 
-def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Best other logit minus the logit of the label, (n,): positive exactly where the label loses.
+def register_attack(method: str, from_json: Callable[[dict[str, Any]], AttackMethod]) -> None:
+    """Make an attack known by its method's name, so that `attack_from_json` can read it back.
 
-    A difference of logits, so that log-probabilities (an ensemble's output) serve as well as raw logits.
-    """
-    others = logits.scatter(1, labels[:, None], -math.inf).amax(1)
-    return others - logits.gather(1, labels[:, None]).squeeze(1)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(logits, labels, reduction="none")
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": _cross_entropy, "margin": margin_loss}
-
-
-@dataclass(frozen=True)
-class Attack:
-    """What to run: one fixed-step gradient attack.
-
-    Attributes:
-        method: `fgsm`, `bim`, `pgd` or `mim`.
-        norm: Norm of the perturbation ball, `linf` or `l2`.
-        eps: Radius of the ball, in units of the input (pixels in [0, 1]).
-        steps: Number of steps; `fgsm` always takes one.
-        step_size: Length of a step in the attack's norm; None is eps / 5, as in TRS, section 6.1. `fgsm`
-            always steps by eps.
-        restarts: Number of random starts of `pgd`; the other methods are deterministic and take 1.
-        on_failure: Which image stands for a sample.
-            `best`: of all iterates of all restarts one that fools the model, if any does, and among equals
-            the one of largest attack loss. `last`: the final iterate, as in textbooks; of several restarts
-            the one whose final iterate is best in that order. `clean`: as `best` where the model is fooled,
-            the clean image elsewhere (several libraries do so silently; it lowers measured transfer).
-        seed: Seed of the random starts.
-        loss: What is ascended: `ce` (cross-entropy) or `margin` (best other logit minus the label's).
+    Args:
+        method: What its `to_json` writes under "method".
+        from_json: Makes the attack from what its `to_json` wrote.
 
     Raises:
-        ValueError: If a name is unknown, a number is out of range, or a deterministic method gets restarts.
+        ValueError: If another attack has the name.
     """
+    if method in _READERS:
+        raise ValueError(f"expected a new name for an attack, got {method!r}, which is taken")
+    _READERS[method] = from_json
 
-    method: str = "pgd"
-    norm: str = "linf"
-    eps: float = 0.1
-    steps: int = 50
-    step_size: float | None = None
-    restarts: int = 1
-    on_failure: str = "best"
-    seed: int = 0
-    loss: str = "ce"
 
-    def __post_init__(self) -> None:
-        _check_name("method", self.method, METHODS)
-        _check_name("norm", self.norm, NORMS)
-        _check_name("on_failure", self.on_failure, FAILURE_POLICIES)
-        _check_name("loss", self.loss, tuple(LOSSES))
-        _check_positive("eps", self.eps)
-        if self.step_size is not None:
-            _check_positive("step_size", self.step_size)
-        for name, least in (("steps", 1), ("restarts", 1), ("seed", 0)):
-            _check_integer(name, getattr(self, name), least)
-        if self.restarts > 1 and self.method != "pgd":
-            raise ValueError(
-                f"expected restarts = 1 for {self.method}, which has no random start, got {self.restarts}"
-            )
+for _method in METHODS:
+    register_attack(_method, Attack.from_json)
+for _penalty in (CarliniWagner, ElasticNet):
+    register_attack(_penalty.method, _penalty.from_json)
 
-    @property
-    def schedule(self) -> tuple[int, float]:
-        """Number of steps taken and the length of each, in the attack's norm."""
-        if self.method == "fgsm":
-            return 1, self.eps
-        return self.steps, self.eps / 5 if self.step_size is None else self.step_size
 
-    def __str__(self) -> str:
-        steps = "" if self.method == "fgsm" else f"-{self.steps}"
-        restarts = f" x{self.restarts}" if self.restarts > 1 else ""
-        loss = "" if self.loss == "ce" else f" on {self.loss}"
-        return f"{self.method.upper()}{steps}{restarts}{loss}, {self.norm} eps {self.eps:g}"
+def attack_from_json(fields: Mapping[str, Any]) -> AttackMethod:
+    """The attack that its `to_json` described.
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready mapping of the fields."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Attack:
-        """The attack that `to_json` described."""
-        return cls(**fields)
+    Raises:
+        ValueError: If its method is unknown or a setting is out of range.
+    """
+    method = str(fields.get("method"))
+    if method not in ATTACKS:
+        raise ValueError(f"expected an attack among {', '.join(ATTACKS)}, got {method!r}")
+    return ATTACKS[method](dict(fields))
 
 
 @dataclass(frozen=True)
@@ -143,9 +93,10 @@ class AttackHealth:
     """Signs that an attack did not work as meant.
 
     Attributes:
-        zero_gradients: Share of all gradients taken (samples x steps x restarts) that were exactly zero.
-        monotone_loss: Share of runs (samples x restarts) whose attack loss never fell from one iterate to the
-            next, up to float rounding.
+        zero_gradients: Share of all gradients taken (samples x steps x restarts) that were exactly zero; of
+            CW and EAD those of the attack loss while it was not yet content.
+        monotone_loss: Share of runs (samples x restarts) whose attack loss (CW and EAD: minus the objective
+            that they minimise) never fell from one iterate to the next, up to float rounding.
         unchanged: Share of returned images equal to the clean one.
         black: Share of returned images that are all zero where the clean one was not.
         out_of_range: Share of returned images with a pixel outside the pixel range.
@@ -185,7 +136,7 @@ class AttackResult:
     x_adv: Tensor
     success: Tensor
     health: AttackHealth
-    attack: Attack
+    attack: AttackMethod
     target: Tensor | None = None
 
 
@@ -193,10 +144,10 @@ def run_attack(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    attack: Attack,
+    attack: AttackMethod,
     *,
     target: int | Tensor | None = None,
-    pixel_range: tuple[float, float] | None = (0.0, 1.0),
+    pixel_range: PixelRange = (0.0, 1.0),
     batch_size: int = DEFAULT_BATCH,
 ) -> AttackResult:
     """Attack every sample, leaving the model and the global random state as they were.
@@ -219,16 +170,19 @@ def run_attack(
     Raises:
         TypeError: If `x` is not floating point, or labels are not integers.
         ValueError: If the set is empty, a shape does not fit, a value is not finite or outside the pixel
-            range, a label is not one of the model's classes, or the model's loss is not finite.
+            range, a label is not one of the model's classes, the model's loss is not finite, or the attack
+            cannot serve this number of classes or pixel range.
+        ImportError: If the attack needs a library that is not installed.
     """
     classes = check_inputs((model,), x, batch_size)
     _check_pixels(x, pixel_range)
+    attack.check(classes, target is not None, pixel_range)
     y = check_labels(y, x, classes)
     labels = y if target is None else check_target(target, x, classes)
-    goal = _Goal(labels, target is not None, LOSSES[attack.loss])
-    with frozen(model):
-        x_adv, zero_gradients, monotone_loss = _run_restarts(model, x, goal, attack, pixel_range, batch_size)
-    success = goal.reached(predict(model, x_adv, batch_size=batch_size))
+    goal = Goal(labels, target is not None)
+    with frozen(model), _generators_kept(x.device):
+        x_adv, zero_gradients, monotone_loss = attack.perturb(model, x, goal, pixel_range, batch_size)
+        success = goal.reached(predict(model, x_adv, batch_size=batch_size))
     health = AttackHealth(zero_gradients, monotone_loss, **_image_health(x, x_adv, attack.norm, pixel_range))
     return AttackResult(x_adv, success, health, attack, labels if goal.targeted else None)
 
@@ -238,129 +192,26 @@ def predict(model: nn.Module, x: Tensor, *, batch_size: int = DEFAULT_BATCH) -> 
     return batched_logits(model, x, batch_size).argmax(1)
 
 
-class _Goal(NamedTuple):
-    """What the attacker wants of each sample: away from the true label, or towards a target."""
-
-    labels: Tensor
-    targeted: bool
-    loss: Callable[[Tensor, Tensor], Tensor]
-
-    def rows(self, rows: slice) -> _Goal:
-        return self._replace(labels=self.labels[rows])
-
-    def attack_loss(self, logits: Tensor) -> Tensor:
-        """The (n,) loss that the attack ascends."""
-        loss = self.loss(logits, self.labels)
-        return -loss if self.targeted else loss
-
-    def reached(self, predicted: Tensor) -> Tensor:
-        return (predicted == self.labels) if self.targeted else (predicted != self.labels)
+@contextmanager
+def _generators_kept(device: torch.device) -> Iterator[None]:
+    """Give the global generators of torch, numpy and Python their states back, also after a failure."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
 
 
-class _Iterates(NamedTuple):
-    """A batch of iterates, one a sample, with the attack loss there and whether the model is fooled."""
-
-    x: Tensor
-    loss: Tensor
-    fooled: Tensor
-
-
-def _run_restarts(
-    model: nn.Module,
-    x: Tensor,
-    goal: _Goal,
-    attack: Attack,
-    pixel_range: tuple[float, float] | None,
-    batch_size: int,
-) -> tuple[Tensor, float, float]:
-    """Attacked images, the share of zero gradients and the share of runs with monotone loss."""
-    generator = torch.Generator(x.device).manual_seed(attack.seed)
-    kept: _Iterates | None = None
-    zero_gradients = monotone = 0
-    for _ in range(attack.restarts):
-        start = x
-        if attack.method == "pgd":
-            start = x + attack.eps * uniform_in_unit_ball(x, attack.norm, generator)
-        batches = []
-        for first in range(0, len(x), batch_size):
-            rows = slice(first, first + batch_size)
-            ball = Ball(x[rows], attack.norm, attack.eps, pixel_range)
-            iterates, zeros, rising = _ascend(model, ball, start[rows], goal.rows(rows), attack)
-            batches.append(iterates)
-            zero_gradients += zeros
-            monotone += rising
-        found = _Iterates(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
-        kept = found if kept is None else _better(kept, found)
-    assert kept is not None
-    x_adv = torch.where(spread(kept.fooled, x), kept.x, x) if attack.on_failure == "clean" else kept.x
-    runs = attack.restarts * len(x)
-    return x_adv, zero_gradients / (runs * attack.schedule[0]), monotone / runs
-
-
-def _ascend(
-    model: nn.Module, ball: Ball, start: Tensor, goal: _Goal, attack: Attack
-) -> tuple[_Iterates, int, int]:
-    """One restart on one batch: kept iterates, count of zero gradients, count of runs with monotone loss."""
-    steps, step_size = attack.schedule
-    here, gradient = _evaluate(model, ball.project(start), goal)
-    check_finite(here.loss, "the attack loss")
-    kept = here
-    velocity = torch.zeros_like(gradient)
-    zeros = torch.zeros_like(here.fooled, dtype=torch.long)
-    monotone = torch.ones_like(here.fooled)
-    for step in range(steps):
-        zeros += gradient.flatten(1).eq(0).all(1)
-        if attack.method == "mim":
-            velocity = MOMENTUM * velocity + normalised(gradient, 1)
-            gradient = velocity
-        direction = gradient.sign() if attack.norm == "linf" else normalised(gradient, 2)
-        point = ball.project(here.x + step_size * direction)
-        there, gradient = _evaluate(model, point, goal, with_gradient=step < steps - 1)
-        monotone &= there.loss >= here.loss - _LOSS_ROUNDING * here.loss.abs().clamp(min=1)
-        # The start is no candidate: an attacked image is one that the attack moved.
-        kept = there if step == 0 or attack.on_failure == "last" else _better(kept, there)
-        here = there
-    check_finite(here.loss, "the attack loss")
-    return kept, int(zeros.sum()), int(monotone.sum())
-
-
-def _evaluate(
-    model: nn.Module, point: Tensor, goal: _Goal, *, with_gradient: bool = True
-) -> tuple[_Iterates, Tensor]:
-    """The iterates at `point` and the gradient of the attack loss there (empty unless asked for)."""
-    with torch.set_grad_enabled(with_gradient):
-        point = point.detach().requires_grad_(with_gradient)
-        logits = model(point)
-        loss = goal.attack_loss(logits)
-    # Samples do not interact in evaluation mode, so the gradient of the sum holds every sample's gradient.
-    # autograd.grad reaches the input alone: parameters keep their .grad.
-    gradient = torch.autograd.grad(loss.sum(), point)[0] if with_gradient else point.new_empty(0)
-    return _Iterates(point.detach(), loss.detach(), goal.reached(logits.argmax(1))), gradient
-
-
-def _better(kept: _Iterates, found: _Iterates) -> _Iterates:
-    """Per sample the iterate that fools the model; of two alike the one of larger loss; of equals the later.
-
-    Where rounding makes the loss flat (tiny gradients), the later iterate went farther along its gradient.
-    """
-    wins = (found.fooled & ~kept.fooled) | ((found.fooled == kept.fooled) & (found.loss >= kept.loss))
-    return _Iterates(
-        torch.where(spread(wins, kept.x), found.x, kept.x),
-        torch.where(wins, found.loss, kept.loss),
-        torch.where(wins, found.fooled, kept.fooled),
-    )
-
-
-def _image_health(
-    x: Tensor, x_adv: Tensor, norm: str, pixel_range: tuple[float, float] | None
-) -> dict[str, float]:
+def _image_health(x: Tensor, x_adv: Tensor, norm: str, pixel_range: PixelRange) -> dict[str, float]:
     """The part of an attack's health that its images alone show."""
     clean, attacked = x.flatten(1), x_adv.flatten(1)
     black = attacked.eq(0).all(1) & ~clean.eq(0).all(1)
     outside = torch.zeros_like(black)
     if pixel_range is not None:
         outside = ((attacked < pixel_range[0]) | (attacked > pixel_range[1])).any(1)
-    norms = sample_norms(attacked.double() - clean.double(), math.inf if norm == "linf" else 2)
+    norms = sample_norms(attacked.double() - clean.double(), ORDERS[norm])
     return {
         "unchanged": float(attacked.eq(clean).all(1).double().mean()),
         "black": float(black.double().mean()),
@@ -369,22 +220,7 @@ def _image_health(
     }
 
 
-def _check_name(field: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"expected {field} to be one of {', '.join(known)}, got {value!r}")
-
-
-def _check_positive(field: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"expected {field} to be a positive finite number, got {value}")
-
-
-def _check_integer(field: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"expected {field} to be an integer of at least {least}, got {value}")
-
-
-def _check_pixels(x: Tensor, pixel_range: tuple[float, float] | None) -> None:
+def _check_pixels(x: Tensor, pixel_range: PixelRange) -> None:
     if pixel_range is None:
         return
     low, high = pixel_range

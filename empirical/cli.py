@@ -19,15 +19,15 @@ RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 def bound_vs_empirical(arguments: list[str] | None = None) -> int:
     """Entry point of `bound-vs-empirical`; returns the exit status."""
-    return _guarded(_bound_vs_empirical, _bound_parser().parse_args(arguments), "the same command")
+    return guarded(_bound_vs_empirical, _bound_parser().parse_args(arguments), "the same command")
 
 
 def train_ensemble(arguments: list[str] | None = None) -> int:
     """Entry point of `train-ensemble`; returns the exit status."""
-    return _guarded(_train_ensemble, _train_parser().parse_args(arguments), "the same command with --resume")
+    return guarded(_train_ensemble, _train_parser().parse_args(arguments), "the same command with --resume")
 
 
-def _guarded(
+def guarded(
     command: Callable[[argparse.Namespace], int], options: argparse.Namespace, how_to_go_on: str
 ) -> int:
     """Run a command; what the user can mend becomes one line and exit status 2, not a traceback."""
@@ -56,7 +56,7 @@ def _bound_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=None,
         metavar="METHOD",
-        help=f"training methods (default: {' '.join(METHODS)})",
+        help=f"training methods; an unknown one lists all (default: {' '.join(METHODS)})",
     )
     parser.add_argument(
         "--checkpoint",
@@ -122,7 +122,7 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--architecture", help="linear, mlp, lenet or resnetD with D = 6n + 2")
     parser.add_argument(
         "--activation",
-        help="relu, softplus, softplus(B), tanh, gelu or silu; only the smooth ones have a finite beta",
+        help="relu, leaky_relu(S), softplus, softplus(B), tanh, gelu or silu; without relu beta is finite",
     )
     parser.add_argument("--batch-size", type=int, help="samples per step")
     parser.add_argument("--lr", type=float, help="learning rate (under a one-cycle schedule the largest)")
@@ -155,7 +155,11 @@ def _add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
         help="where torchvision's files, or plain IDX(.gz) files, lie (default: data)",
     )  # fmt: skip
     parser.add_argument("--download", action="store_true", help="fetch the data set if it is missing")
-    parser.add_argument("--epochs", type=int, help="passes over the training points (default: the preset's)")
+    parser.add_argument(
+        "--epochs", type=int,
+        help="passes over the training points, for boosting of each member and for dverge of each of its two "
+        "stages; milestones of the learning rate are scaled along (default: the preset's)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of training and attacks (default: 0)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
@@ -279,7 +283,16 @@ def _configured(
 ) -> TrainingConfig:
     """A preset with the seed, the device and whatever else the command line gives."""
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return replace(config, seed=options.seed, device=options.device, **given)
+    epochs = given.pop("epochs", config.epochs)
+    rescaled = config.with_epochs(epochs)
+    if rescaled.milestones != config.milestones:
+        before, after = (", ".join(map(str, each.milestones)) or "none" for each in (config, rescaled))
+        print(
+            f"learning rate of {config.objective.name} falls after epochs {after} of {epochs}, "
+            f"scaled from {before} of {config.epochs}",
+            file=sys.stderr,
+        )
+    return replace(rescaled, seed=options.seed, device=options.device, **given)
 
 
 def _reweighted(objective: Any, options: argparse.Namespace) -> Any:

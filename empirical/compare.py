@@ -17,9 +17,9 @@ from x to the attacked x. Two stand-ins for it are evaluated, and every row says
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,10 @@ from empirical.results import ON_BOTH_CORRECT, EnsembleResult, Row
 from empirical.robustness import robust_accuracy
 from empirical.transfer import matrix_from_attacks
 from empirical.transfer_matrix import TransferMatrix
+from estimators.distribution import Distribution
+from estimators.points import CleanPoints, measure_attack, measure_points
+from estimators.quantities import Pair
+from estimators.similarity import cosine_extremes
 
 UNTARGETED, TARGETED = "untargeted", "targeted"
 SAMPLED, REMAINDER = "sampled", "remainder"
@@ -44,8 +48,6 @@ TRANSFER_ATTACK = Attack(method="pgd", norm="l2", eps=1.0, steps=50)
 ROBUSTNESS_ATTACK = Attack(method="pgd", norm="linf", eps=0.1, steps=50)
 # Guaranteed ends are certified up to floating-point rounding; a rate on the line is no violation.
 ROUNDING = 1e-6
-
-Quantities = Mapping[str, Estimate]
 
 
 def compare(
@@ -89,10 +91,11 @@ def compare(
     """
     _check_arguments(ensemble, data, eps, target_label, attack)
     members = list(ensemble.members)
+    points = measure_points(members, data.x, data.y, target=target_label)
     rows: list[Row] = []
     matrices: list[TransferMatrix] = []
     for target in (None, target_label):
-        study = _Study(members, data, target, support, confidence)
+        study = _Study(members, data, points, target, Distribution(support, confidence))
         for radius in map(float, eps):
             progress(f"{name}: {study.mode}, l2 radius {radius:g}")
             strength = replace(attack, eps=radius)
@@ -126,7 +129,7 @@ def compare(
         member_accuracy=tuple(_accuracy(member, data, confidence) for member in members),
         kinks=tuple(dict.fromkeys(layer for member in members for layer in estimators.kinks(member))),
         robustness=tuple(robustness),
-        benign=_benign_summary(members, data),
+        benign=_benign_summary(points),
         # Intervals in a matrix always tell what the set says about the population it came from.
         matrices=tuple(replace(matrix, support="population").to_json() for matrix in matrices),
         rows=tuple(rows),
@@ -134,32 +137,27 @@ def compare(
 
 
 class _Study:
-    """Quantities of one mode: those of the clean data are measured once, those of an attack per attack."""
+    """One mode of attack: what the clean data give is worked out once, the rest once per attack."""
 
     def __init__(
         self,
         members: Sequence[nn.Module],
         data: Split,
+        points: CleanPoints,
         target: int | None,
-        support: estimators.Support,
-        confidence: float,
+        about: Distribution,
     ) -> None:
-        self.members, self.x, self.y, self.target = members, data.x, data.y, target
-        self.support, self.confidence = support, confidence
+        self.members, self.data, self.targeted = members, data, target is not None
         self.mode = UNTARGETED if target is None else TARGETED
         # The label whose loss the attack moves: the target's in Theorem 1, the true one in Theorem 2.
-        self.goal = self.y if target is None else torch.full_like(self.y, target)
-        self.correct = [predict(member, self.x) == self.y for member in members]
-        labels = torch.stack([self.y, self.goal], 1)
+        self.goal = data.y if target is None else torch.full_like(data.y, target)
+        labels = torch.stack([data.y, self.goal], 1)
         self.clean_beta = [
-            estimators.smoothness(member, estimators.cross_entropy, self.x, labels) for member in members
+            estimators.smoothness(member, estimators.cross_entropy, data.x, labels) for member in members
         ]
-        self.pairs: dict[tuple[int, int], tuple[Quantities, Quantities | None]] = {}
-        own = [self._of_member(member) for member in members]
-        for f, g in combinations(range(len(members)), 2):
-            printed, restricted = self._of_pair(f, g, own[f], own[g])
-            self.pairs[f, g] = printed, restricted
-            self.pairs[g, f] = _mirrored(printed), restricted and _mirrored(restricted)
+        self.pairs = {
+            (f, g): Pair(points, about, self.targeted, f, g) for f, g in permutations(range(len(members)), 2)
+        }
 
     def rows(
         self,
@@ -171,32 +169,20 @@ class _Study:
         starred_rates: TransferMatrix,
     ) -> list[Row]:
         """All statements for one surrogate's attack, every other member a target."""
-        alpha = estimators.effectiveness(
-            self.members[surrogate], x_adv, self.goal, targeted=self.target is not None,
-            support=self.support, confidence=self.confidence,
-        )  # fmt: skip
+        attacked = measure_attack(self.members, self.data.x, x_adv, eps)
         rows = []
         for stand_in in (SAMPLED, REMAINDER):
             betas = [self._smoothness(index, x_adv, stand_in) for index in range(len(self.members))]
-            for target in range(len(self.members)):
-                if target == surrogate:
+            for (f, target), pair in self.pairs.items():
+                if f != surrogate:
                     continue
                 beta = Estimate.largest([betas[surrogate], betas[target]])
-                attacked = {
-                    "alpha": alpha,
-                    "eps": Estimate.exact(eps, "radius of the attack"),
-                    "beta": beta,
-                    **self._constants(surrogate, target, x_adv, beta, eps),
-                }
-                printed, restricted = self.pairs[surrogate, target]
+                known = pair.quantities(attacked, eps=eps, beta=beta)
                 for statement in STATEMENTS_BY_MODE[self.mode]:
-                    starred = statement in ON_BOTH_CORRECT
-                    benign, rates = (restricted, starred_rates) if starred else (printed, printed_rates)
-                    if benign is None:
+                    if statement not in known:
                         continue
-                    known = {**benign, **attacked}
-                    quantities = {named: known[named] for named in STATEMENTS[statement].names}
-                    bound = evaluate(statement, quantities)
+                    rates = starred_rates if statement in ON_BOTH_CORRECT else printed_rates
+                    bound = evaluate(statement, known[statement])
                     measured = rates.estimate(rates.surrogates[surrogate], rates.targets[target])
                     assert measured is not None  # only conditional rates can lack a denominator
                     slack, verdict, reason = judge(bound, measured)
@@ -204,102 +190,21 @@ class _Study:
                         Row(
                             ensemble=name, surrogate=surrogate, target=target, mode=self.mode, eps=eps,
                             statement=statement, smoothness=stand_in, bound=bound.to_json(),
-                            quantities=quantities, measured=measured,
-                            slack=slack, verdict=verdict, reason=reason,
+                            quantities={key: known[statement][key] for key in STATEMENTS[statement].names},
+                            measured=measured, slack=slack, verdict=verdict, reason=reason,
                         )
                     )  # fmt: skip
         return rows
-
-    def _of_member(self, member: nn.Module) -> Quantities:
-        """Risk, mean loss and largest gradient norm over the labels that Theorems 3 and 4 touch."""
-        loss = estimators.cross_entropy
-        classes = member(self.x[:1]).shape[1]
-        labels = torch.arange(classes, device=self.x.device).expand(len(self.x), -1)
-        if self.target is not None:
-            labels = torch.stack([self.y, self.goal], 1)
-        return {
-            "eta": estimators.risk(member, self.x, self.y, support=self.support, confidence=self.confidence),
-            "xi": estimators.empirical_risk(member, loss, self.x, self.y, support=self.support),
-            "B": estimators.gradient_norm(member, loss, self.x, labels, support=self.support),
-        }
-
-    def _of_pair(
-        self, f: int, g: int, of_f: Quantities, of_g: Quantities
-    ) -> tuple[Quantities, Quantities | None]:
-        """What the printed statements take from the clean data, and what the starred ones do."""
-        models = self.members[f], self.members[g]
-        at_goal = estimators.gradient_similarity(*models, self.x, self.goal, support=self.support)
-        at_both = at_truth = at_goal
-        if self.target is not None:
-            at_truth = estimators.gradient_similarity(*models, self.x, self.y, support=self.support)
-            at_both = (at_goal[0], Estimate.largest([at_goal[1], at_truth[1]]))
-        printed = {
-            "eta_F": of_f["eta"],
-            "eta_G": of_g["eta"],
-            "xi_F": of_f["xi"],
-            "xi_G": of_g["xi"],
-            "B": Estimate.largest([of_f["B"], of_g["B"]]),
-            "S_lower": at_goal[0],
-            "S_upper": at_truth[1],
-            "l_min": self._minimum_loss(*models, torch.ones_like(self.y, dtype=torch.bool)),
-        }
-        event = self.correct[f] & self.correct[g]
-        if self.target is not None:
-            event = event & (self.y != self.goal)
-        if not event.any():
-            return printed, None
-        # B, S and beta of the whole set bound those of the event, so they serve.
-        restricted = {
-            **printed,
-            "xi_F": self._mean_loss_on(models[0], event),
-            "xi_G": self._mean_loss_on(models[1], event),
-            "l_min": self._minimum_loss(*models, event),
-            "S_upper": at_both[1],
-        }
-        return printed, restricted
-
-    def _minimum_loss(self, f: nn.Module, g: nn.Module, event: Tensor) -> Estimate:
-        target = None if self.target is None else self.goal[event]
-        return estimators.minimum_loss(
-            f, g, estimators.cross_entropy, self.x[event], self.y[event], target=target, support=self.support
-        )
-
-    def _mean_loss_on(self, member: nn.Module, event: Tensor) -> Estimate:
-        """E[l 1_event]: the mean over the event, times its share."""
-        mean = estimators.empirical_risk(
-            member, estimators.cross_entropy, self.x[event], self.y[event], support=self.support
-        )
-        share = float(event.double().mean())
-        return replace(
-            mean, value=mean.value * share, lower=mean.lower * share, upper=mean.upper * share,
-            method=f"{mean.method}, times the event's share {share:.4g}", samples=len(self.x),
-        )  # fmt: skip
 
     def _smoothness(self, index: int, x_adv: Tensor, stand_in: str) -> Estimate:
         """Stand-in for beta over the attack's segments, at every label that a proof expands the loss at."""
         member, loss = self.members[index], estimators.cross_entropy
         # Theorem 4 expands it at the true label and the one into which the attack led, Theorem 3 at y_t.
-        other = predict(member, x_adv) if self.target is None else self.goal
-        labels = torch.stack([self.y, other], 1)
+        other = self.goal if self.targeted else predict(member, x_adv)
+        labels = torch.stack([self.data.y, other], 1)
         if stand_in == REMAINDER:
-            return estimators.remainder(member, loss, self.x, x_adv, labels)
+            return estimators.remainder(member, loss, self.data.x, x_adv, labels)
         return Estimate.largest([self.clean_beta[index], estimators.smoothness(member, loss, x_adv, labels)])
-
-    def _constants(
-        self, surrogate: int, target: int, x_adv: Tensor, beta: Estimate, eps: float
-    ) -> Quantities:
-        """c_F and c_G of Theorem 1 or 2."""
-        models = self.members[surrogate], self.members[target]
-        loss = estimators.cross_entropy
-        if self.target is None:
-            pair = estimators.untargeted_constants(
-                *models, loss, self.x, self.y, x_adv, beta=beta, eps=eps, support=self.support
-            )
-        else:
-            pair = estimators.targeted_constants(
-                *models, loss, self.x, x_adv, self.goal, beta=beta, eps=eps, support=self.support
-            )
-        return {"c_F": pair[0], "c_G": pair[1]}
 
 
 def judge(bound: BoundValue, measured: Estimate) -> tuple[float | None, str, str]:
@@ -336,27 +241,23 @@ def _interval(estimate: Estimate) -> str:
     return f"{estimate.value:.4g} [{estimate.lower:.4g}, {estimate.upper:.4g}]"
 
 
-def _mirrored(quantities: Quantities) -> Quantities:
-    """The same pair with surrogate and target exchanged."""
-    swapped = {"_F": "_G", "_G": "_F"}
-    return {name[:-2] + swapped.get(name[-2:], name[-2:]): value for name, value in quantities.items()}
-
-
 def _accuracy(model: nn.Module, data: Split, confidence: float) -> Estimate:
     correct = int((predict(model, data.x) == data.y).sum())
     return Estimate.proportion(correct, len(data), confidence=confidence)
 
 
-def _benign_summary(members: Sequence[nn.Module], data: Split) -> dict[str, float]:
+def _benign_summary(points: CleanPoints) -> dict[str, float]:
     """Extremes over the evaluated set: cosine of the true-label gradients, gradient norm over all labels."""
-    pairs = [estimators.gradient_similarity(f, g, data.x, data.y) for f, g in combinations(members, 2)]
-    classes = members[0](data.x[:1]).shape[1]
-    labels = torch.arange(classes, device=data.x.device).expand(len(data), -1)
-    norms = [estimators.gradient_norm(m, estimators.cross_entropy, data.x, labels) for m in members]
+    at_truth = [
+        points.cosines[f, g].gather(1, points.y.unsqueeze(1))
+        for f, g in combinations(range(len(points.norms)), 2)
+    ]
+    about = Distribution("finite")
+    low, high = cosine_extremes(torch.stack(at_truth), about, "over all pairs", len(points.y))
     return {
-        "similarity_lower": min(low.value for low, _ in pairs),
-        "similarity_upper": max(high.value for _, high in pairs),
-        "gradient_norm": max(norm.value for norm in norms),
+        "similarity_lower": low.value,
+        "similarity_upper": high.value,
+        "gradient_norm": float(points.norms.max()),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from empirical.models import ModelConfig
@@ -56,7 +56,8 @@ class TrainingConfig:
         model: Architecture and activation of each member.
         objective: Training method with its parameters.
         members: Number of members N, at least 2.
-        epochs: Passes over the training points (M in TRS, Algorithm 1).
+        epochs: Passes over the training points (M in TRS, Algorithm 1) in each stage of the objective: most
+            have one, boosting has one for each member.
         batch_size: Samples per step; the last batch of an epoch may be smaller.
         optimizer: `adam` or `sgd`.
         lr: Learning rate, under `onecycle` the largest one.
@@ -109,6 +110,22 @@ class TrainingConfig:
             )
         if self.milestones and self.milestones[-1] >= self.epochs:
             raise ValueError(f"expected milestones below epochs = {self.epochs}, got {self.milestones}")
+
+    def with_epochs(self, epochs: int) -> TrainingConfig:
+        """The same training in another number of epochs, with milestones at the same shares of it.
+
+        Milestones that would fall together, or on the start or the end, are dropped; without any left, the
+        learning rate is constant.
+
+        Raises:
+            ValueError: If the number is not a whole number >= 1.
+        """
+        if not self.milestones or not _is_whole(epochs, 1):
+            return replace(self, epochs=epochs)
+        scaled = {round(milestone * epochs / self.epochs) for milestone in self.milestones}
+        milestones = tuple(sorted(scaled & set(range(1, epochs))))
+        schedule = self.schedule if milestones else "constant"
+        return replace(self, epochs=epochs, milestones=milestones, schedule=schedule)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping of the fields."""

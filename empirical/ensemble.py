@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +33,70 @@ class CheckpointError(ValueError):
     """A file that is not, or no longer, what was saved; the message is one line."""
 
 
+@dataclass(frozen=True)
+class Vote:
+    """How the members' logits become one prediction.
+
+    Attributes:
+        of: What is combined: `probabilities` (the weighted mean of the softmax outputs) or `logits` (the
+            softmax of their weighted sum, as additive models have it).
+        weights: One number >= 0 for each member, not all 0, or None for equal votes. A mean divides by their
+            sum, a sum does not.
+
+    Raises:
+        ValueError: If a value is not admissible.
+    """
+
+    of: str = "probabilities"
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.of not in ("probabilities", "logits"):
+            raise ValueError(f"expected a vote of probabilities or logits, got {self.of!r}")
+        if self.weights is None:
+            return
+        object.__setattr__(self, "weights", tuple(self.weights))
+        if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights) or not any(self.weights):
+            raise ValueError(f"expected finite weights >= 0, not all 0, of a vote, got {self.weights}")
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """Log-probabilities (n, K) from the members' logits (N, n, K), kept in log space throughout."""
+        weights = logits.new_tensor([1.0] * len(logits) if self.weights is None else self.weights)
+        column = weights[:, None, None]
+        if self.of == "logits":
+            return functional.log_softmax((column * logits).sum(0), dim=-1)
+        log_probabilities = functional.log_softmax(logits, dim=-1) + column.log()
+        return torch.logsumexp(log_probabilities, dim=0) - weights.sum().log()
+
+
 class Ensemble(nn.Module):
-    """Members that vote with the mean of their softmax probabilities.
+    """Members that vote, by default with the mean of their softmax probabilities.
 
     Args:
         members: Classifiers of one input shape and one number of classes.
+        vote: How they vote.
 
     Raises:
-        ValueError: If there are no members, or they differ in what they take or give.
+        ValueError: If there are no members, they differ in what they take or give, or there is not one weight
+            of the vote for each.
     """
 
-    def __init__(self, members: Iterable[nn.Module]) -> None:
+    def __init__(self, members: Iterable[nn.Module], vote: Vote | None = None) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.vote = vote or Vote()
         if not len(self.members):
             raise ValueError("expected at least one member in an ensemble, got none")
         kinds = {(member.shape, member.classes) for member in self.members if isinstance(member, Classifier)}
         if len(kinds) > 1:
             raise ValueError(f"expected members of one shape and number of classes, got {sorted(kinds)}")
+        weights = self.vote.weights
+        if weights is not None and len(weights) != len(self.members):
+            raise ValueError(f"expected {len(self.members)} weights of the vote, got {len(weights)}")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Log of the mean probability of each class, shape (n, K), kept in log space throughout."""
-        log_probabilities = torch.stack(
-            [functional.log_softmax(member(x), dim=-1) for member in self.members]
-        )
-        return torch.logsumexp(log_probabilities, dim=0) - math.log(len(self.members))
+        """Log-probability of each class, shape (n, K)."""
+        return self.vote.log_probabilities(torch.stack([member(x) for member in self.members]))
 
 
 def save_checkpoint(path: str | os.PathLike[str], ensemble: Ensemble, metadata: Mapping[str, Any]) -> None:
@@ -82,7 +121,8 @@ def save_checkpoint(path: str | os.PathLike[str], ensemble: Ensemble, metadata: 
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"expected finite weights to save, got NaN or infinity in {name}")
-    description = _plain({"schema": SCHEMA, "members": members, "metadata": dict(metadata)})
+    vote = asdict(ensemble.vote)
+    description = _plain({"schema": SCHEMA, "members": members, "vote": vote, "metadata": dict(metadata)})
     described = {**description, "digest": _digest(tensors, description)}
     # While "replaces" stands, the sidecar fits the previous weights too: a crash at any point of these three
     # writes leaves a pair of files that loads, the previous checkpoint or the new one.
@@ -247,11 +287,14 @@ def _check_sidecar(path: Path, sidecar: Path, description: Mapping[str, Any], di
 def _rebuild(path: Path, description: Mapping[str, Any]) -> Ensemble:
     """The ensemble without its weights: no memory, no random numbers."""
     try:
+        # Checkpoints from before there was a choice have no vote: the mean.
+        vote = Vote(**description.get("vote", {}))
         with torch.device("meta"):
-            return Ensemble(
+            members = [
                 build_model(ModelConfig(**member["config"]), shape=member["shape"], classes=member["classes"])
                 for member in description["members"]
-            )
+            ]
+        return Ensemble(members, vote)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"expected the description of an ensemble in {path}, got {error!r}") from None
 

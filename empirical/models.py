@@ -25,10 +25,13 @@ _PLAIN_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
 }
-_SOFTPLUS = re.compile(r"softplus(?:\((?P<beta>[^()]+)\))?")
+_PARAMETRIC = re.compile(r"(?P<name>softplus|leaky_relu)(?:\((?P<number>[^()]+)\))?")
 _RESNET = re.compile(r"resnet(?P<depth>\d+)")
 _ARCHITECTURES = "linear, mlp, lenet, resnet20 (any depth 6n+2: resnet8, resnet14, resnet32, ...)"
-_ACTIVATIONS = "relu, softplus, softplus(B) with B > 0, tanh, gelu, silu"
+_ACTIVATIONS = (
+    "relu, leaky_relu(S) with a slope 0 < S < 1, softplus, softplus(B) with B > 0, tanh, gelu, silu"
+)
+_ACTIVATION_LAYERS = (nn.ReLU, nn.LeakyReLU, nn.Softplus, nn.Tanh, nn.GELU, nn.SiLU)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class ModelConfig:
 
     Attributes:
         architecture: linear (softmax regression), mlp, lenet, or resnet20 and other depths 6n+2.
-        activation: relu, softplus, softplus(B) with sharpness B, tanh, gelu or silu; linear has none.
+        activation: relu, leaky_relu(S) with slope S, softplus, softplus(B) with sharpness B, tanh, gelu or
+            silu; linear has none.
         hidden: Widths of the hidden layers of an mlp; the other architectures have widths of their own.
 
     Raises:
@@ -157,21 +161,30 @@ def build_model(
 def make_activation(name: str) -> nn.Module:
     """The activation layer that a name stands for.
 
-    Softplus has sharpness B, `log(1 + exp(B t)) / B`, and a second derivative of at most B / 4.
+    Softplus has sharpness B (default 1), `log(1 + exp(B t)) / B`, and a second derivative of at most B / 4.
+    Leaky ReLU has slope S (default 0.1) below 0.
 
     Raises:
-        ValueError: If the name is unknown or the sharpness is not a positive number.
+        ValueError: If the name is unknown, the sharpness not a positive number, or the slope not in (0, 1).
     """
     if name in _PLAIN_ACTIVATIONS:
         return _PLAIN_ACTIVATIONS[name]()
-    match = _SOFTPLUS.fullmatch(name)
-    try:
-        beta = float(match["beta"] or 1) if match else 0.0
-    except ValueError:
-        beta = 0.0
-    if not 0 < beta < math.inf:
-        raise ValueError(f"expected an activation among {_ACTIVATIONS}, got {name!r}")
-    return nn.Softplus(beta, SOFTPLUS_THRESHOLD)
+    match = _PARAMETRIC.fullmatch(name)
+    if match:
+        try:
+            number = float(match["number"] or (1 if match["name"] == "softplus" else 0.1))
+        except ValueError:
+            number = math.nan
+        if match["name"] == "softplus" and 0 < number < math.inf:
+            return nn.Softplus(number, SOFTPLUS_THRESHOLD)
+        if match["name"] == "leaky_relu" and 0 < number < 1:
+            return nn.LeakyReLU(number)
+    raise ValueError(f"expected an activation among {_ACTIVATIONS}, got {name!r}")
+
+
+def activation_layers(model: nn.Module) -> list[nn.Module]:
+    """The activation layers of a model, in the order of its layers, which is that of its forward pass."""
+    return [layer for layer in model.modules() if isinstance(layer, _ACTIVATION_LAYERS)]
 
 
 def _layers(config: ModelConfig, shape: tuple[int, ...], classes: int) -> list[nn.Module]:
@@ -198,12 +211,13 @@ def _mlp(hidden: Sequence[int], activation: str, shape: Sequence[int], classes: 
 def _lenet(activation: str, shape: Sequence[int], classes: int) -> list[nn.Module]:
     """LeNet-5 with both convolutions padded, so that the 8x8 digits fit too.
 
-    Pooling takes maxima for relu and averages for a smooth activation: a maximum has a kink of its own.
+    Pooling takes maxima for (leaky) relu and averages for a smooth activation: a maximum has a kink of its
+    own.
     """
     channels, height, width = shape
     if min(height, width) < 4:
         raise ValueError(f"expected images of at least 4x4 pixels for lenet, got {height}x{width}")
-    pool = nn.MaxPool2d if activation == "relu" else nn.AvgPool2d
+    pool = nn.MaxPool2d if "relu" in activation else nn.AvgPool2d
     return [
         nn.Conv2d(channels, 6, 5, padding=2),
         make_activation(activation),

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+ORDERS = {"linf": math.inf, "l2": 2, "l1": 1}
+
 
 class Ball:
     """Perturbations allowed around a batch: an l2 or linf ball of radius eps, cut with the pixel range.
@@ -70,6 +72,11 @@ def sample_norms(x: Tensor, order: float) -> Tensor:
 def normalised(x: Tensor, order: float) -> Tensor:
     """Each sample divided by its norm; a zero sample stays zero."""
     return x / spread(_nonzero(sample_norms(x, order)).to(x.dtype), x)
+
+
+def direction_of_ascent(gradient: Tensor, norm: str) -> Tensor:
+    """The direction of unit norm that raises a linear function of this gradient most; zero stays zero."""
+    return gradient.sign() if norm == "linf" else normalised(gradient, 2)
 
 
 def _nonzero(norms: Tensor) -> Tensor:

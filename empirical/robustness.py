@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from bounds.estimate import Estimate
-from empirical.attacks import Attack, predict, run_attack
+from empirical.attacks import AttackMethod, predict, run_attack
 from empirical.data import Split
 from empirical.rates import check_statistics, rate
 from estimators.batching import DEFAULT_BATCH, Support, check_inputs, check_labels, check_same_shape
@@ -16,7 +16,7 @@ from estimators.batching import DEFAULT_BATCH, Support, check_inputs, check_labe
 def robust_accuracy(
     model: nn.Module,
     data: Split,
-    attack: Attack | Sequence[Attack],
+    attack: AttackMethod | Sequence[AttackMethod],
     *,
     support: Support = "population",
     confidence: float = 0.95,
@@ -45,7 +45,7 @@ def robust_accuracy(
             does not fit.
     """
     check_statistics(support, confidence)
-    attacks = (attack,) if isinstance(attack, Attack) else tuple(attack)
+    attacks = tuple(attack) if isinstance(attack, Sequence) else (attack,)
     if not attacks:
         raise ValueError("expected at least one attack, got none")
     images = [

@@ -14,7 +14,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from tqdm import tqdm
 
 from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split, load_dataset, validate
-from empirical.ensemble import Ensemble, load_tensors, save_checkpoint, save_tensors
+from empirical.ensemble import Ensemble, Vote, load_tensors, save_checkpoint, save_tensors
 from empirical.models import build_model
 from empirical.objectives import Step
 from estimators.batching import batched_logits
 
-_STATE_SCHEMA = "transferbounds-training-state/1"
+_STATE_SCHEMA = "transferbounds-training-state/2"
 
 # Fields that say where and how often, not what is computed: a resumed run may change them.
 _FREE_ON_RESUME = ("data_root", "device", "checkpoint_every")
@@ -50,7 +50,7 @@ class Accuracy:
     """Share of correctly classified samples.
 
     Attributes:
-        ensemble: Of the ensemble (mean of the softmax outputs).
+        ensemble: Of the ensemble's vote.
         members: Of each member.
     """
 
@@ -74,13 +74,13 @@ def evaluate(ensemble: Ensemble, split: Split, *, batch_size: int = 1024) -> Acc
         ValueError: If a logit is NaN or infinite.
     """
     logits = torch.stack([batched_logits(member, split.x, batch_size) for member in ensemble.members])
-    return _accuracy(_count_correct(logits, split.y), len(split))
+    return _accuracy(_count_correct(logits, split.y, ensemble.vote), len(split))
 
 
-def _count_correct(logits: Tensor, y: Tensor) -> Tensor:
+def _count_correct(logits: Tensor, y: Tensor, vote: Vote) -> Tensor:
     """Correct predictions (1 + N,) of the ensemble and of each member, from logits (N, n, K)."""
-    votes = logits.log_softmax(-1).logsumexp(0, keepdim=True)
-    return (torch.cat([votes, logits]).argmax(-1) == y).sum(1)
+    votes = vote.log_probabilities(logits)
+    return (torch.cat([votes[None], logits]).argmax(-1) == y).sum(1)
 
 
 def _accuracy(correct: Tensor, samples: int) -> Accuracy:
@@ -127,7 +127,8 @@ def train(
         TrainingInterrupted: On Ctrl-C, if `output` was given; says what was kept and how to go on.
         DataError: If the data set is missing or broken.
         CheckpointError: If `output` has another ending, or the state to resume is missing or broken.
-        ValueError: If there is no such device, or the model does not fit the data.
+        ValueError: If there is no such device, the model or the method does not fit the data, or a boosted
+            member has learned nothing.
         OSError: If `output` cannot be written, which shows before the first step.
     """
     device = find_device(config.device)
@@ -135,6 +136,7 @@ def train(
         data = load_dataset(config.dataset, data_root=config.data_root)
     elif validate(data).name != config.dataset:
         raise TrainingError(f"expected the configured data set {config.dataset!r}, got {data.name!r}")
+    config.objective.check_fits(config.members, data.classes)
     output = _check_output(output, resume)
     run = _Run(config, data.to(device), device)
     if output and resume:
@@ -147,7 +149,7 @@ def train(
         if output is None:
             raise
         raise TrainingInterrupted(
-            f"interrupted after {run.epoch} of {config.epochs} epochs; "
+            f"interrupted after {run.epoch} of {run.epochs} epochs; "
             f"the state after epoch {run.saved} is kept in {state_path(output)}: "
             f"to go on, repeat the call with resume=True (command line: --resume)"
         ) from None
@@ -208,33 +210,55 @@ class _Run:
         self.config = config
         self.data = data
         self.ensemble = _initial_ensemble(config, data).to(device)
-        self.optimizer = _make_optimizer(config, self.ensemble)
+        self.stages = config.objective.stages(config.members)
+        self.epochs = self.stages * config.epochs
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
-        self.schedule = _make_schedule(config, self.optimizer, self.steps_per_epoch)
         # On the CPU, so that order and augmentation are the same on every device.
         self.generators = {
             "order": torch.Generator().manual_seed(config.seed),
             "augmentation": torch.Generator().manual_seed(config.seed + 1),
+            "objective": torch.Generator().manual_seed(config.seed + 2),
         }
         self.epoch = 0
         self.saved = 0
         self.history: list[dict[str, Any]] = []
+        self.start_stage(0)
+
+    def start_stage(self, stage: int) -> None:
+        """A fresh optimiser and schedule, and the weights of the samples in this stage."""
+        self.stage = stage
+        self.optimizer = _make_optimizer(self.config, self.ensemble)
+        self.schedule = _make_schedule(self.config, self.optimizer, self.steps_per_epoch)
+        members, train = self.ensemble.members, self.data.train
+        self.sample_weights = self.config.objective.sample_weights(
+            members, self.ensemble.vote, train.x, train.y, stage
+        )
+
+    def end_stage(self) -> None:
+        """The vote that the stage ends with; then the next stage, if there is one."""
+        members, train = self.ensemble.members, self.data.train
+        self.ensemble.vote = self.config.objective.vote(
+            members, self.ensemble.vote, train.x, train.y, self.stage
+        )
+        if self.stage + 1 < self.stages:
+            self.start_stage(self.stage + 1)
 
     def finish(self, output: Path | None, progress: bool, on_epoch: Callable[[dict[str, Any]], None]) -> None:
         """Run the epochs that are left."""
-        steps = self.config.epochs * self.steps_per_epoch
         with tqdm(
             desc=self.config.objective.name,
-            total=steps,
+            total=self.epochs * self.steps_per_epoch,
             initial=self.epoch * self.steps_per_epoch,
             disable=None if progress else True,
         ) as bar:
-            while self.epoch < self.config.epochs:
+            while self.epoch < self.epochs:
                 record = self._run_epoch(bar)
                 self.epoch += 1
                 self.history.append(record)
+                if self.epoch % self.config.epochs == 0:
+                    self.end_stage()
                 bar.set_postfix(loss=record["loss"], weakest=record["train_accuracy"]["weakest"])
-                last = self.epoch == self.config.epochs
+                last = self.epoch == self.epochs
                 if output and (last or self.epoch % self.config.checkpoint_every == 0):
                     self.save(output)
                 on_epoch(record)
@@ -243,9 +267,11 @@ class _Run:
         self.ensemble.train()
         rate = self.optimizer.param_groups[0]["lr"]
         sums: dict[str, float] = {}
-        correct = torch.zeros(1 + self.config.members, dtype=torch.int64, device=self.data.train.x.device)
-        for number, (x, y) in enumerate(self._batches()):
-            loss = self.config.objective(self.ensemble.members, x, y, self._step(number))
+        correct = torch.zeros((), dtype=torch.int64, device=self.data.train.x.device)
+        draw = torch.rand((), generator=self.generators["objective"]).item()
+        for number, (x, y, sample_weights) in enumerate(self._batches()):
+            step = self._step(number, draw, sample_weights)
+            loss = self.config.objective(self.ensemble.members, x, y, step)
             terms = self._finite_terms({**loss.terms, "loss": loss.total.detach()}, number)
             self.optimizer.zero_grad()
             loss.total.backward()
@@ -253,32 +279,39 @@ class _Run:
             self.schedule.step()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value * len(y)
-            correct += _count_correct(loss.logits, y)
+            correct = correct + _count_correct(loss.logits, y, Vote())
             bar.update()
         self._check_weights()
         samples = len(self.data.train)
         return {
             "epoch": self.epoch + 1,
+            **({"stage": self.stage + 1} if self.stages > 1 else {}),
             **{name: value / samples for name, value in sums.items()},
             "train_accuracy": _accuracy(correct, samples).to_json(),
             "learning_rate": rate,
         }
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         split = self.data.train
         order = torch.randperm(len(split), generator=self.generators["order"]).to(split.x.device)
         for rows in order.split(self.config.batch_size):
-            yield self.data.augment(split.x[rows], self.generators["augmentation"]), split.y[rows]
+            x = self.data.augment(split.x[rows], self.generators["augmentation"])
+            yield x, split.y[rows], None if self.sample_weights is None else self.sample_weights[rows]
 
-    def _step(self, number: int) -> Step:
+    def _step(self, number: int, draw: float, sample_weights: Tensor | None) -> Step:
         ramp_steps = self.config.ramp * self.config.epochs * self.steps_per_epoch
-        done = self.epoch * self.steps_per_epoch + number
+        epoch = self.epoch - self.stage * self.config.epochs
+        done = epoch * self.steps_per_epoch + number
         return Step(
-            epoch=self.epoch + 1,
+            epoch=epoch + 1,
             epochs=self.config.epochs,
+            stage=self.stage,
             ramp=min(1.0, done / ramp_steps) if ramp_steps else 1.0,
             pixel_range=self.data.pixel_range,
             mixed_precision=self.config.mixed_precision,
+            epoch_draw=draw,
+            generator=self.generators["objective"],
+            sample_weights=sample_weights,
         )
 
     def _finite_terms(self, terms: dict[str, Tensor], number: int) -> dict[str, float]:
@@ -332,6 +365,7 @@ class _Run:
                 "training": self.config.to_json(),
                 "data": self._data_digest,
                 "epoch": self.epoch,
+                "vote": asdict(self.ensemble.vote),
                 "history": self.history,
                 "param_groups": optimizer["param_groups"],
                 "schedule": self.schedule.last_epoch,
@@ -349,6 +383,10 @@ class _Run:
         if metadata["data"] != self._data_digest:
             raise TrainingError(f"expected the training points that {path} was trained on, got others")
         self.ensemble.load_state_dict(_below("weights", tensors))
+        self.ensemble.vote = Vote(**metadata["vote"])
+        self.epoch = self.saved = metadata["epoch"]
+        self.history = metadata["history"]
+        self.start_stage(min(self.epoch // self.config.epochs, self.stages - 1))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _below("optimizer", tensors).items():
             index, entry = name.split("/")
@@ -359,8 +397,6 @@ class _Run:
         self.schedule.load_state_dict({"last_epoch": done, "_step_count": done + 1})
         for name, generator in self.generators.items():
             generator.set_state(tensors[f"generator/{name}"])
-        self.epoch = self.saved = metadata["epoch"]
-        self.history = metadata["history"]
 
     @cached_property
     def _data_digest(self) -> str:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from bounds.estimate import Estimate
-from empirical.attacks import Attack, AttackResult, predict, run_attack
+from empirical.attacks import AttackMethod, AttackResult, predict, run_attack
 from empirical.data import Split
 from empirical.rates import check_statistics, rate
 from empirical.transfer_matrix import COUNTS, TransferMatrix
@@ -88,7 +88,7 @@ def measure_transfer(
     surrogate: nn.Module,
     target_model: nn.Module,
     data: Split,
-    attack: Attack,
+    attack: AttackMethod,
     *,
     target: int | Tensor | None = None,
     starred: bool = False,
@@ -140,7 +140,7 @@ def measure_transfer(
 def transfer_matrix(
     models: Mapping[str, nn.Module] | Iterable[nn.Module],
     data: Split,
-    attack: Attack,
+    attack: AttackMethod,
     *,
     targets: Mapping[str, nn.Module] | Iterable[nn.Module] | None = None,
     target: int | Tensor | None = None,
@@ -287,7 +287,7 @@ def _named(items: Mapping[str, Named] | Iterable[Named], what: str) -> dict[str,
 
 def _common_attack(
     surrogates: Mapping[str, nn.Module], results: Mapping[str, AttackResult]
-) -> tuple[Attack, Tensor | None]:
+) -> tuple[AttackMethod, Tensor | None]:
     """The attack and the targets that all results share."""
     if set(results) != set(surrogates):
         raise ValueError(f"expected results for {', '.join(surrogates)}, got them for {', '.join(results)}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bounds.estimate import Estimate
-from empirical.attacks import Attack, AttackHealth
+from empirical.attacks import AttackHealth, AttackMethod, attack_from_json
 from empirical.rates import rate
 from estimators.batching import Support
 
@@ -48,7 +48,7 @@ class TransferMatrix:
 
     surrogates: tuple[str, ...]
     targets: tuple[str, ...]
-    attack: Attack
+    attack: AttackMethod
     health: tuple[AttackHealth, ...]
     mode: str
     target_label: int | None
@@ -109,7 +109,7 @@ class TransferMatrix:
         return cls(
             surrogates=tuple(fields["surrogates"]),
             targets=tuple(fields["targets"]),
-            attack=Attack.from_json(fields["attack"]),
+            attack=attack_from_json(fields["attack"]),
             health=tuple(AttackHealth.from_json(health) for health in fields["health"]),
             **{name: fields[name] for name in _PLAIN_FIELDS},
             **counts,

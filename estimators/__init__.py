@@ -7,6 +7,8 @@ done in batches, never sample by sample.
 """
 
 from estimators.batching import Support
+from estimators.extremal_search import gradient_norm_over_balls, similarity_over_balls
+from estimators.finite_scale import FiniteScaleSmoothness, finite_scale_smoothness
 from estimators.gradients import gradient_norm, input_gradients
 from estimators.hessian import hessian_norms
 from estimators.kinks import DivergenceTest, divergence_test, kinks, traced_kinks
@@ -15,17 +17,22 @@ from estimators.margins import minimum_loss, targeted_constants, untargeted_cons
 from estimators.remainder import remainder
 from estimators.risk import effectiveness, empirical_risk, risk
 from estimators.similarity import gradient_similarity
-from estimators.smoothness import smoothness
+from estimators.smoothness import Convergence, SampledSmoothness, sampled_smoothness, smoothness
 
 __all__ = [
+    "Convergence",
     "DivergenceTest",
+    "FiniteScaleSmoothness",
     "LossFunction",
+    "SampledSmoothness",
     "Support",
     "cross_entropy",
     "divergence_test",
     "effectiveness",
     "empirical_risk",
+    "finite_scale_smoothness",
     "gradient_norm",
+    "gradient_norm_over_balls",
     "gradient_similarity",
     "hessian_norms",
     "input_gradients",
@@ -35,6 +42,8 @@ __all__ = [
     "minimum_loss",
     "remainder",
     "risk",
+    "sampled_smoothness",
+    "similarity_over_balls",
     "smoothness",
     "targeted_constants",
     "traced_kinks",

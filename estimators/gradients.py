@@ -16,9 +16,9 @@ from estimators.batching import (
     check_inputs,
     check_labels,
     check_loss,
-    check_support,
     frozen,
 )
+from estimators.distribution import Distribution
 from estimators.losses import LossFunction, cross_entropy, margin
 
 
@@ -56,34 +56,32 @@ def input_gradients(
     return torch.cat(rows).reshape(*y.shape, *x.shape[1:])
 
 
-def gradient_norms(model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, *, batch_size: int) -> Tensor:
-    """l2 norm of each loss gradient, (n,) or (n, L) in float64, for inputs that are checked already.
+def gradient_directions(
+    model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, *, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of unit loss gradients (m, d) and their l2 norms (m,), in float64; zero rows where it is zero.
 
-    Cross-entropy goes through its margin, sigmoid(m) ||grad m||, which stays positive at points so confident
-    that p - e_y rounds to zero.
+    Cross-entropy goes through its margin: the directions are the same, and the norm sigmoid(m) ||grad m||
+    stays positive at points so confident that p - e_y rounds to zero. Inputs are checked already.
     """
     through_margin = loss is cross_entropy
-    norms = []
-    for values, gradient in _value_gradients(model, _direction_loss(loss), x, y, batch_size):
-        norm = torch.linalg.vector_norm(gradient.flatten(1).double(), dim=1)
-        norms.append(norm * torch.sigmoid(values.double()) if through_margin else norm)
-    return torch.cat(norms).reshape(y.shape)
-
-
-def unit_gradients(
-    model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, *, batch_size: int
-) -> Iterator[Tensor]:
-    """Batches (m, d) in float64 of unit loss gradients, zero rows where the gradient is zero.
-
-    For cross-entropy these are the margin's directions, which are the same. Inputs are checked already.
-    """
-    for _, gradient in _value_gradients(model, _direction_loss(loss), x, y, batch_size):
+    for values, gradient in _value_gradients(model, margin if through_margin else loss, x, y, batch_size):
         rows = gradient.flatten(1).double()
         # Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
         largest = rows.abs().amax(1, keepdim=True)
         rows = rows / largest.where(largest > 0, 1.0)
-        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        yield rows / norm.where(norm > 0, 1.0)
+        length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        norm = (length * largest).squeeze(1)
+        yield (
+            rows / length.where(length > 0, 1.0),
+            norm * torch.sigmoid(values.double()) if through_margin else norm,
+        )
+
+
+def gradient_norms(model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, *, batch_size: int) -> Tensor:
+    """l2 norm of each loss gradient, (n,) or (n, L) in float64, for inputs that are checked already."""
+    found = [norms for _, norms in gradient_directions(model, loss, x, y, batch_size=batch_size)]
+    return torch.cat(found).reshape(y.shape)
 
 
 def gradient_norm(
@@ -116,27 +114,19 @@ def gradient_norm(
         TypeError: If x is not floating-point or y not integer.
         ValueError: If shapes, labels, values or the support's name do not fit.
     """
-    check_support(support)
+    about = Distribution(support)
     classes = check_inputs((model,), x, batch_size)
     y = check_labels(y, x, classes, several=True)
     check_loss(loss, model, x, classes)
-    largest = float(gradient_norms(model, loss, x, y, batch_size=batch_size).max())
+    norms = gradient_norms(model, loss, x, y, batch_size=batch_size)
     seen = f"largest l2 gradient norm over {len(x)} points, {describe_labels(y)}, in {x.dtype}"
-    if support == "finite":
-        return Estimate.exact(largest, f"{seen}; exact for this finite set up to rounding", samples=len(x))
-    return Estimate.at_least(
-        largest, f"{seen}; a sample's maximum, a lower bound for the population", samples=len(x)
-    )
+    return about.supremum(norms, seen, samples=len(x))
 
 
 def describe_labels(y: Tensor) -> str:
     """How many labels per sample an estimate covers, in words."""
     count = y.shape[1] if y.dim() == 2 else 1
     return f"{count} label{'s' if count > 1 else ''} each"
-
-
-def _direction_loss(loss: LossFunction) -> LossFunction:
-    return margin if loss is cross_entropy else loss
 
 
 def _value_gradients(

@@ -92,6 +92,23 @@ def traced_kinks(function: Callable[[], object]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(log.kinked))
 
 
+def traced_jumps(function: Callable[[], object]) -> tuple[str, ...]:
+    """What a call runs that is smooth on paper and jumps as computed, in words, one entry a kind.
+
+    torch's softplus is the identity where beta * u exceeds `threshold`. Its slope jumps there by
+    1 / (1 + exp(threshold)), 2.1e-9 at the default of 20, so that strictly no beta exists; the quotient
+    exceeds the true curvature only for pairs within about 1e-8. From a threshold of 37 on the jump is below
+    the resolution of float64, and nothing is said.
+    """
+    with torch.no_grad(), _OperationLog() as log:
+        function()
+    return tuple(
+        f"softplus with threshold {threshold:g} has a slope that jumps by {jump:.1e} there"
+        for threshold in dict.fromkeys(log.thresholds)
+        if (jump := 1 / (1 + math.exp(min(threshold, 700.0)))) > torch.finfo(torch.float64).eps / 2
+    )
+
+
 @dataclass(frozen=True)
 class DivergenceTest:
     """Gradient-difference quotients ever closer to the worst point found on a set of segments.
@@ -137,7 +154,8 @@ def divergence_test(
     64 pieces, and the piece with the largest gradient jump is halved, always keeping the half with the larger
     jump. Computed in float64 on a copy where the model is not float64, since float32 quotients are noise
     below 1e-5. Random-direction quotients at one scale never reveal a kink; a slope near 1 here does. Its
-    absence proves nothing: a segment may cross no kink.
+    absence proves nothing: a segment may cross no kink, and a jump of 2e-9 (softplus with torch's default
+    threshold, see `traced_jumps`) drowns in the curvature around it.
 
     Args:
         model: Network from (n, *shape) to logits (n, K).
@@ -267,11 +285,12 @@ def _has_kink(layer: nn.Module) -> bool:
 
 
 class _OperationLog(TorchDispatchMode):
-    """Collects the names of kinked operations below Python, where functional calls and layers look alike."""
+    """Collects what matters of the operations below Python, where functional calls and layers look alike."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kinked: list[str] = []
+        self.thresholds: list[float] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -286,6 +305,8 @@ class _OperationLog(TorchDispatchMode):
         elif name.removesuffix("_") == "leaky_relu":
             if (args[1] if len(args) > 1 else 0.01) != 1:
                 self.kinked.append("leaky_relu")
+        elif name == "softplus":
+            self.thresholds.append(float(args[2]) if len(args) > 2 else 20.0)
         elif any(part in name for part in _KINKED_OPERATIONS):
             self.kinked.append(name.strip("_"))
         return func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""Loss-gap constants of the theorems as printed: l_min (Theorems 3, 4) and c_F, c_G (Theorems 1, 2)."""
+"""Loss-gap constants of the theorems: l_min (Theorems 3, 4) and c_F, c_G (Theorems 1, 2; repaired 1)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from bounds.estimate import Estimate
-from estimators.batching import (
-    DEFAULT_BATCH,
-    Support,
-    batched_logits,
-    check_finite,
-    check_inputs,
-    check_labels,
-    check_loss,
-    check_same_shape,
-    check_support,
-    check_target,
-)
+from estimators.batching import DEFAULT_BATCH, Support, check_inputs, check_labels, check_target
+from estimators.distribution import Distribution
 from estimators.gradients import gradient_norms
-from estimators.losses import LossFunction, label_losses
-
-# Attacks project onto the ball in float32, so ||x_adv - x|| may exceed eps by rounding.
-_RADIUS_SLACK = 1e-4
+from estimators.losses import LossFunction
+from estimators.points import check_attack, loss_table
 
 
 def minimum_loss(
@@ -62,22 +50,15 @@ def minimum_loss(
         TypeError: If x is not floating-point or the labels are not integer.
         ValueError: If shapes, labels, values or the support's name do not fit.
     """
-    check_support(support)
+    about = Distribution(support)
     classes = check_inputs((f, g), x, batch_size)
-    y = check_labels(y, x, classes)
-    chosen = nn.functional.one_hot(y, classes) == 0
+    wrong = ~is_label(check_labels(y, x, classes), classes)
     if target is not None:
-        chosen = nn.functional.one_hot(check_target(target, x, classes), classes) == 1
-    smallest = min(
-        float(_label_losses(model, loss, x, classes, batch_size)[chosen].min()) for model in (f, g)
-    )
+        wrong = is_label(check_target(target, x, classes), classes)
+    losses = loss_table((f, g), loss, x, classes, batch_size).losses
     labels = "labels y' != y (Theorem 4)" if target is None else "the target label (Theorem 3)"
     seen = f"smallest loss of both models over {len(x)} points and {labels}"
-    if support == "finite":
-        return Estimate.exact(smallest, f"{seen}; exact for this finite set up to rounding", samples=len(x))
-    return Estimate.at_most(
-        smallest, f"{seen}; a sample's minimum, an upper bound for the population", samples=len(x)
-    )
+    return about.infimum(losses[:, wrong], seen, samples=len(x))
 
 
 def targeted_constants(
@@ -90,15 +71,17 @@ def targeted_constants(
     *,
     beta: Estimate,
     eps: float,
+    repaired: bool = False,
     support: Support = "finite",
     batch_size: int = DEFAULT_BATCH,
 ) -> tuple[Estimate, Estimate]:
-    """c_F and c_G of Theorem 1 as printed (TRS, Theorem 1, section 4.3).
+    """c_F and c_G of Theorem 1, as printed or repaired (TRS, Theorem 1, section 4.3).
 
     c_F = max_x (min_y l_F(x^A, y) - l_F(x, y_t) + beta eps^2 / 2) / ||grad l_F(x, y_t)|| and
     c_G = min_x (min_y l_G(x^A, y) - l_G(x, y_t) - beta eps^2 / 2) / ||grad l_G(x, y_t)||, both minima over
-    all labels. c_F increases and c_G decreases in beta, whose interval is carried through. A zero gradient
-    makes a constant undefined; it is then reported as infinite on the side that voids the theorem.
+    all labels. Repaired, the minimum in c_G is over y != y_t; c_G is then no smaller, and the theorem not
+    vacuous. c_F increases and c_G decreases in beta, whose interval is carried through. A zero gradient makes
+    a constant undefined; it is then reported as infinite on the side that voids the theorem.
 
     Args:
         f: Surrogate, (n, *shape) to logits (n, K).
@@ -109,6 +92,7 @@ def targeted_constants(
         target: Target label y_t, (n,) or one for all.
         beta: Smoothness of both losses at the target label, on the attack's segments.
         eps: l2 radius of the attack, positive.
+        repaired: Whether c_G is the one of the repaired theorem.
         support: "finite": exact given beta, up to rounding. "population": the extremes of a sample err to the
             inside, so c_F is only bounded from below and c_G from above.
         batch_size: Samples evaluated at once.
@@ -121,14 +105,16 @@ def targeted_constants(
         ValueError: If shapes, labels, values, eps or the support's name do not fit, or an attack leaves the
             ball.
     """
-    classes, x_adv = _check_attack((f, g), x, x_adv, eps, support, batch_size)
-    y_t = check_target(target, x, classes)
+    classes = check_inputs((f, g), x, batch_size)
+    label = check_target(target, x, classes)
     every_label = torch.ones(len(x), classes, dtype=torch.bool, device=x.device)
-    gaps = [_gaps(model, loss, x, x_adv, y_t, every_label, batch_size) for model in (f, g)]
-    curvature = _half_square(beta, eps)
+    compared = every_label, ~is_label(label, classes) if repaired else every_label
+    of_f, of_g = _measured_gaps((f, g), loss, x, x_adv, label, compared, eps, batch_size)
+    about, bend = Distribution(support), half_square(beta, eps)
+    number = "1, repaired" if repaired else "1"
     return (
-        _largest(gaps[0], curvature, f"c_F of Theorem 1 over {len(x)} points", support),
-        _smallest(gaps[1], curvature, f"c_G of Theorem 1 over {len(x)} points", support),
+        of_f.extreme(1, bend, f"c_F of Theorem {number}", about),
+        of_g.extreme(-1, bend, f"c_G of Theorem {number}", about),
     )
 
 
@@ -145,7 +131,7 @@ def untargeted_constants(
     support: Support = "finite",
     batch_size: int = DEFAULT_BATCH,
 ) -> tuple[Estimate, Estimate]:
-    """c_F and c_G of Theorem 2 as printed (TRS, Theorem 2, section 4.3).
+    """c_F and c_G of Theorem 2 (TRS, Theorem 2, section 4.3).
 
     c_F = min_(x,y) (min_{y' != y} l_F(x^A, y') - l_F(x, y) - beta eps^2 / 2) / ||grad l_F(x, y)|| and
     c_G = max_(x,y) (min_{y' != y} l_G(x^A, y') - l_G(x, y) + beta eps^2 / 2) / ||grad l_G(x, y)||. Here c_F
@@ -173,62 +159,23 @@ def untargeted_constants(
         ValueError: If shapes, labels, values, eps or the support's name do not fit, or an attack leaves the
             ball.
     """
-    classes, x_adv = _check_attack((f, g), x, x_adv, eps, support, batch_size)
-    y = check_labels(y, x, classes)
-    other_labels = nn.functional.one_hot(y, classes) == 0
-    gaps = [_gaps(model, loss, x, x_adv, y, other_labels, batch_size) for model in (f, g)]
-    curvature = _half_square(beta, eps)
+    classes = check_inputs((f, g), x, batch_size)
+    label = check_labels(y, x, classes)
+    others = ~is_label(label, classes)
+    of_f, of_g = _measured_gaps((f, g), loss, x, x_adv, label, (others, others), eps, batch_size)
+    about, bend = Distribution(support), half_square(beta, eps)
     return (
-        _smallest(gaps[0], curvature, f"c_F of Theorem 2 over {len(x)} points", support),
-        _largest(gaps[1], curvature, f"c_G of Theorem 2 over {len(x)} points", support),
+        of_f.extreme(-1, bend, "c_F of Theorem 2", about),
+        of_g.extreme(1, bend, "c_G of Theorem 2", about),
     )
 
 
-@dataclass(frozen=True)
-class _Gaps:
-    """Loss gap min l(x^A, .) - l(x, label) and gradient norm at the points where the gradient is nonzero."""
-
-    gap: Tensor
-    norm: Tensor
-    zeros: int
-
-    def largest(self, shift: float) -> float:
-        """Largest (gap + shift) / norm."""
-        return float(((self.gap + shift) / self.norm).max()) if len(self.gap) else -math.inf
-
-    def smallest(self, shift: float) -> float:
-        """Smallest (gap - shift) / norm."""
-        return float(((self.gap - shift) / self.norm).min()) if len(self.gap) else math.inf
+def is_label(y: Tensor, classes: int) -> Tensor:
+    """Which of the labels is y's, (n, K) bool."""
+    return nn.functional.one_hot(y, classes) == 1
 
 
-def _gaps(
-    model: nn.Module,
-    loss: LossFunction,
-    x: Tensor,
-    x_adv: Tensor,
-    labels: Tensor,
-    allowed: Tensor,
-    batch_size: int,
-) -> _Gaps:
-    classes = allowed.shape[1]
-    attacked = _label_losses(model, loss, x_adv, classes, batch_size).where(allowed, math.inf).amin(1)
-    clean = _label_losses(model, loss, x, classes, batch_size).gather(1, labels.unsqueeze(1)).squeeze(1)
-    norm = gradient_norms(model, loss, x, labels, batch_size=batch_size)
-    nonzero = norm > 0
-    return _Gaps((attacked - clean)[nonzero], norm[nonzero], int((~nonzero).sum()))
-
-
-def _label_losses(model: nn.Module, loss: LossFunction, x: Tensor, classes: int, batch_size: int) -> Tensor:
-    """Losses (n, K) at every label, in float64."""
-    check_loss(loss, model, x, classes)
-    logits = batched_logits(model, x, batch_size)
-    with torch.no_grad():
-        losses = torch.cat([label_losses(loss, part) for part in logits.split(batch_size)]).double()
-    check_finite(losses, "the losses")
-    return losses
-
-
-def _half_square(beta: Estimate, eps: float) -> Estimate:
+def half_square(beta: Estimate, eps: float) -> Estimate:
     """The curvature term beta eps^2 / 2 with beta's interval, cut at 0 where an end is negative."""
     scale = eps * eps / 2
     return Estimate(
@@ -240,55 +187,83 @@ def _half_square(beta: Estimate, eps: float) -> Estimate:
     )
 
 
-def _largest(gaps: _Gaps, curvature: Estimate, name: str, support: str) -> Estimate:
-    """Supremum of (gap + curvature) / norm: increasing in the curvature; a sample's maximum errs low."""
-    void = gaps.zeros > 0
-    open_above = void or support == "population"
-    return Estimate(
-        math.inf if void else gaps.largest(curvature.value),
-        gaps.largest(curvature.lower),
-        math.inf if open_above else gaps.largest(curvature.upper),
-        failure_probability=curvature.failure_probability,
-        method=_describe(f"{name}, a maximum", gaps, curvature, support),
-        samples=len(gaps.gap) + gaps.zeros,
-    )
+@dataclass(frozen=True)
+class LossGaps:
+    """What the f and g of the proofs of Theorems 1 and 2 consist of, point by point.
+
+    Attributes:
+        gap: min over the compared labels k of l(x^A, k), minus l(x, label), (n,).
+        norm: ||grad l(x, label)||, (n,).
+    """
+
+    gap: Tensor
+    norm: Tensor
+
+    @classmethod
+    def between(
+        cls, attacked: Tensor, clean: Tensor, norms: Tensor, label: Tensor, compared: Tensor
+    ) -> LossGaps:
+        """From one model's attacked and clean losses and gradient norms (n, K), and the labels compared."""
+        at_label = label.unsqueeze(1)
+        lowest = attacked.where(compared, math.inf).amin(1)
+        return cls(lowest - clean.gather(1, at_label).squeeze(1), norms.gather(1, at_label).squeeze(1))
+
+    def quotients(self, sign: int, bend: float) -> Tensor:
+        """The f or g, (gap + sign bend) / norm, (n,); infinite without a gradient, on the voiding side."""
+        zero = self.norm == 0
+        return ((self.gap + sign * bend) / self.norm.where(~zero, 1.0)).where(~zero, sign * math.inf)
+
+    def extreme(self, sign: int, bend: Estimate, name: str, about: Distribution) -> Estimate:
+        """Supremum (sign 1) or infimum (sign -1) of the quotients, with the ends of the curvature term.
+
+        One zero gradient leaves the constant undefined, and the theorem without a bound: the value and the
+        outer end are then infinite. So is the outer end for a population, where a sample errs to the inside.
+        """
+        defined = self.norm > 0
+        zeros = int((~defined).sum())
+
+        def over_defined(curvature: float) -> float:
+            values = sign * self.quotients(sign, curvature)[defined]
+            return sign * (float(values.max()) if len(values) else -math.inf)
+
+        inner, outer = over_defined(bend.lower), over_defined(bend.upper)
+        if zeros or about.support == "population":
+            outer = sign * math.inf
+        method = f"{name} over {len(self.gap)} points, a {'maximum' if sign > 0 else 'minimum'}"
+        if zeros:
+            method += f"; undefined (reported as infinite): zero gradient at {zeros} points"
+        method += (
+            "; exact for this finite set given beta"
+            if about.support == "finite"
+            else "; a sample's extreme, one-sided for the population"
+        )
+        return Estimate(
+            sign * math.inf if zeros else over_defined(bend.value),
+            min(inner, outer),
+            max(inner, outer),
+            failure_probability=bend.failure_probability,
+            method=f"{method}; beta: {bend.method}" if bend.method else method,
+            samples=len(self.gap),
+        )
 
 
-def _smallest(gaps: _Gaps, curvature: Estimate, name: str, support: str) -> Estimate:
-    """Infimum of (gap - curvature) / norm: decreasing in the curvature; a sample's minimum errs high."""
-    void = gaps.zeros > 0
-    open_below = void or support == "population"
-    return Estimate(
-        -math.inf if void else gaps.smallest(curvature.value),
-        -math.inf if open_below else gaps.smallest(curvature.upper),
-        gaps.smallest(curvature.lower),
-        failure_probability=curvature.failure_probability,
-        method=_describe(f"{name}, a minimum", gaps, curvature, support),
-        samples=len(gaps.gap) + gaps.zeros,
-    )
-
-
-def _describe(name: str, gaps: _Gaps, curvature: Estimate, support: str) -> str:
-    text = f"{name} as printed"
-    if gaps.zeros:
-        text += f"; undefined (reported as infinite): zero gradient at {gaps.zeros} points"
-    text += (
-        "; exact for this finite set given beta"
-        if support == "finite"
-        else "; a sample's extreme, one-sided for the population"
-    )
-    return f"{text}; beta: {curvature.method}" if curvature.method else text
-
-
-def _check_attack(
-    models: tuple[nn.Module, ...], x: Tensor, x_adv: Tensor, eps: float, support: str, batch_size: int
-) -> tuple[int, Tensor]:
-    check_support(support)
-    if not (eps > 0 and math.isfinite(eps)):
-        raise ValueError(f"expected a positive finite l2 radius eps, got {eps}")
-    classes = check_inputs(models, x, batch_size)
-    x_adv = check_same_shape(x_adv, x, "x_adv")
-    longest = float(torch.linalg.vector_norm((x_adv - x).detach().flatten(1).double(), dim=1).max())
-    if longest > eps * (1 + _RADIUS_SLACK):
-        raise ValueError(f"expected attacks with ||x_adv - x||_2 <= eps = {eps:g}, got {longest:g}")
-    return classes, x_adv
+def _measured_gaps(
+    models: tuple[nn.Module, nn.Module],
+    loss: LossFunction,
+    x: Tensor,
+    x_adv: Tensor,
+    label: Tensor,
+    compared: tuple[Tensor, Tensor],
+    eps: float,
+    batch_size: int,
+) -> list[LossGaps]:
+    """Loss gaps of two models, each with its own compared labels (n, K)."""
+    x_adv = check_attack(x, x_adv, eps)
+    classes = compared[0].shape[1]
+    clean = loss_table(models, loss, x, classes, batch_size).losses
+    attacked = loss_table(models, loss, x_adv, classes, batch_size).losses
+    gaps = []
+    for index, model in enumerate(models):
+        norms = gradient_norms(model, loss, x, label, batch_size=batch_size).unsqueeze(1).expand(-1, classes)
+        gaps.append(LossGaps.between(attacked[index], clean[index], norms, label, compared[index]))
+    return gaps

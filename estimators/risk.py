@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +16,9 @@ from estimators.batching import (
     check_inputs,
     check_labels,
     check_loss,
-    check_support,
     check_target,
 )
+from estimators.distribution import EVERYTHING, Distribution, Range
 from estimators.losses import LossFunction, cross_entropy
 
 
@@ -47,10 +49,9 @@ def risk(
         TypeError: If x is not floating-point or y not integer.
         ValueError: If shapes, labels, values, the support's name or the confidence do not fit.
     """
-    _check_statistics(support, confidence)
+    about = Distribution(support, confidence)
     y = check_labels(y, x, check_inputs((model,), x, batch_size))
-    wrong = batched_logits(model, x, batch_size).argmax(1) != y
-    return _rate(wrong, "error rate", support, confidence)
+    return about.rate(batched_logits(model, x, batch_size).argmax(1) != y, "error rate")
 
 
 def empirical_risk(
@@ -59,7 +60,9 @@ def empirical_risk(
     x: Tensor,
     y: Tensor,
     *,
+    loss_range: Range | None = None,
     support: Support = "finite",
+    confidence: float = 0.95,
     batch_size: int = DEFAULT_BATCH,
 ) -> Estimate:
     """Mean loss xi = E[l(x, y)] (TRS, Definition 3, section 4.1).
@@ -69,34 +72,35 @@ def empirical_risk(
         loss: Per-sample loss.
         x: Inputs (n, *shape) in the model's dtype.
         y: True labels (n,).
-        support: "finite": the mean over the given set, exact up to rounding. "population": a mean of
-            unbounded losses has no distribution-free interval, so the ends are the loss's own range.
+        loss_range: Certified range of the loss over the population's domain, such as
+            `estimators.certified.loss_range` gives.
+        support: "finite": the mean over the given set, exact up to rounding. "population": a betting interval
+            from `loss_range`. Without it no distribution-free interval exists: of cross-entropy, which is not
+            negative, the mean is then bounded from below only, of other losses not at all.
+        confidence: Of the interval in "population".
         batch_size: Samples evaluated at once.
 
     Returns:
-        A mean in the loss's unit: exact for "finite"; for "population" [0, inf] for cross-entropy and
-        (-inf, inf) for other losses.
+        A mean in the loss's unit, two-sided.
 
     Raises:
         TypeError: If x is not floating-point or y not integer.
-        ValueError: If shapes, labels, values or the support's name do not fit.
+        ValueError: If shapes, labels, values, the support's name or the confidence do not fit, or a loss lies
+            outside `loss_range`.
     """
-    check_support(support)
+    about = Distribution(support, confidence)
     classes = check_inputs((model,), x, batch_size)
     y = check_labels(y, x, classes)
     check_loss(loss, model, x, classes)
     with torch.no_grad():
         losses = loss(batched_logits(model, x, batch_size), y).double()
     check_finite(losses, "the losses")
-    mean = float(losses.mean())
-    if support == "finite":
-        method = f"mean loss over {len(x)} points; exact for this finite set up to rounding"
-        return Estimate.exact(mean, method, samples=len(x))
-    method = (
-        f"mean loss over {len(x)} points; a loss without a known upper end has no distribution-free interval"
-    )
-    lowest = 0.0 if loss is cross_entropy else -torch.inf
-    return Estimate(mean, lowest, torch.inf, method=method, samples=len(x))
+    return about.mean(losses, "mean loss", loss_range or known_range(loss))
+
+
+def known_range(loss: LossFunction) -> Range:
+    """What is known of a loss without looking at a model: cross-entropy is not negative."""
+    return (0.0, math.inf) if loss is cross_entropy else EVERYTHING
 
 
 def effectiveness(
@@ -131,25 +135,9 @@ def effectiveness(
         TypeError: If x_adv is not floating-point or the labels are not integer.
         ValueError: If shapes, labels, values, the support's name or the confidence do not fit.
     """
-    _check_statistics(support, confidence)
+    about = Distribution(support, confidence)
     wanted = check_target(labels, x_adv, check_inputs((model,), x_adv, batch_size))
     reached = batched_logits(model, x_adv, batch_size).argmax(1) == wanted
     if targeted:
-        return _rate(~reached, "targeted attack failure rate", support, confidence)
-    return _rate(reached, "untargeted attack failure rate", support, confidence)
-
-
-def _check_statistics(support: str, confidence: float) -> None:
-    check_support(support)
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"expected confidence in (0, 1), got {confidence}")
-
-
-def _rate(events: Tensor, name: str, support: str, confidence: float) -> Estimate:
-    count, trials = int(events.sum()), len(events)
-    method = f"{name}: {count} of {trials} points"
-    if support == "finite":
-        return Estimate.exact(count / trials, f"{method}; exact for this finite set", samples=trials)
-    return Estimate.proportion(
-        count, trials, confidence=confidence, method=f"{method}; Clopper-Pearson at {confidence:g}"
-    )
+        return about.rate(~reached, "targeted attack failure rate")
+    return about.rate(reached, "untargeted attack failure rate")

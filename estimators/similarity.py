@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -12,9 +14,9 @@ from estimators.batching import (
     check_inputs,
     check_labels,
     check_loss,
-    check_support,
 )
-from estimators.gradients import describe_labels, unit_gradients
+from estimators.distribution import Distribution
+from estimators.gradients import describe_labels, gradient_directions
 from estimators.losses import LossFunction, cross_entropy
 
 
@@ -52,45 +54,50 @@ def gradient_similarity(
         ValueError: If shapes, labels, values or the support's name do not fit, or if every pair of gradients
             has a zero among the two.
     """
-    check_support(support)
+    about = Distribution(support)
     classes = check_inputs((f, g), x, batch_size)
     y = check_labels(y, x, classes, several=True)
     for model in (f, g):
         check_loss(loss, model, x, classes)
-    cosines, zeros = _cosines(f, g, x, y, loss, batch_size)
-    if len(cosines) == 0:
-        raise ValueError(f"expected a nonzero gradient pair, got a zero gradient in all {zeros} pairs")
-    low, high = float(cosines.min()), float(cosines.max())
-    seen = f"over {len(x)} points, {describe_labels(y)}"
-    if zeros:
-        seen += f"; undefined and left out at {zeros} of {y.numel()} pairs with a zero gradient"
-    if support == "finite":
-        exact = f"cosine {seen}; exact for this finite set up to rounding"
-        return (
-            Estimate.exact(low, f"smallest {exact}", samples=len(x)),
-            Estimate.exact(high, f"largest {exact}", samples=len(x)),
-        )
-    side = (
-        "a sample's extreme, which errs to the inside for the population; the other end is a cosine's range"
-    )
-    return (
-        Estimate(low, -1.0, low, method=f"smallest cosine {seen}; {side}", samples=len(x)),
-        Estimate(high, high, 1.0, method=f"largest cosine {seen}; {side}", samples=len(x)),
-    )
-
-
-def _cosines(
-    f: nn.Module, g: nn.Module, x: Tensor, y: Tensor, loss: LossFunction, batch_size: int
-) -> tuple[Tensor, int]:
-    """The defined cosines in float64, and the number of undefined ones."""
-    found, zeros = [], 0
-    pairs = zip(
-        unit_gradients(f, loss, x, y, batch_size=batch_size),
-        unit_gradients(g, loss, x, y, batch_size=batch_size),
+    found = []
+    for (of_f, _), (of_g, _) in zip(
+        gradient_directions(f, loss, x, y, batch_size=batch_size),
+        gradient_directions(g, loss, x, y, batch_size=batch_size),
         strict=True,
+    ):
+        found.append(cosines(of_f, of_g))
+    return cosine_extremes(torch.cat(found), about, f"over {len(x)} points, {describe_labels(y)}", len(x))
+
+
+def cosines(units_f: Tensor, units_g: Tensor) -> Tensor:
+    """Cosines of rows (..., d) of length 1 or 0, NaN where one of the two is zero, (...)."""
+    defined = units_f.any(-1) & units_g.any(-1)
+    return (units_f * units_g).sum(-1).clamp(-1.0, 1.0).where(defined, math.nan)
+
+
+def cosine_extremes(found: Tensor, about: Distribution, seen: str, samples: int) -> tuple[Estimate, Estimate]:
+    """Infimum and supremum of cosines, the undefined ones (NaN) left out and counted.
+
+    Args:
+        found: Cosines at the points (and labels).
+        about: The distribution of the points.
+        seen: What they were taken over, in words.
+        samples: Number of points.
+
+    Raises:
+        ValueError: If no cosine is defined.
+    """
+    defined = found[~found.isnan()]
+    zeros = found.numel() - len(defined)
+    if len(defined) == 0:
+        raise ValueError(f"expected a nonzero gradient pair, got a zero gradient in all {zeros} pairs")
+    if zeros:
+        # A zero gradient adds nothing to the sums in the proofs of Theorems 3 and 4; c_F, c_G divide by it.
+        seen += (
+            f"; undefined and left out at {zeros} of {found.numel()} pairs with a zero gradient, "
+            "which Theorems 3 and 4 may do and which voids Theorems 1 and 2"
+        )
+    return (
+        about.infimum(defined, f"smallest cosine {seen}", floor=-1.0, samples=samples),
+        about.supremum(defined, f"largest cosine {seen}", ceiling=1.0, samples=samples),
     )
-    for of_f, of_g in pairs:
-        defined = of_f.any(1) & of_g.any(1)
-        zeros += int((~defined).sum())
-        found.append((of_f * of_g).sum(1)[defined].clamp(-1.0, 1.0))
-    return torch.cat(found), zeros

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from empirical.ensemble import Vote
 
 
 @dataclass(frozen=True)
@@ -15,18 +17,27 @@ class Step:
     """What a training method may know of the step that it computes the loss for.
 
     Attributes:
-        epoch: Number of the epoch, from 1 (m in TRS, Algorithm 1).
-        epochs: Number of epochs (M).
+        epoch: Number of the epoch in its stage, from 1 (m in TRS, Algorithm 1).
+        epochs: Number of epochs of a stage (M).
+        stage: Number of the stage, from 0; most methods have one.
         ramp: Weight of the regularisers in this step, in [0, 1].
         pixel_range: Smallest and largest valid input, or None for data without a range.
         mixed_precision: Run the members' forward passes in bfloat16.
+        epoch_draw: Uniform in [0, 1), drawn once an epoch: what a method chooses at random for an epoch.
+        generator: Source of the random numbers of a step, seeded and saved with the run, on the CPU.
+        sample_weights: (n,) weights of the batch's samples, of mean 1 over the training points, or None for
+            equal weights.
     """
 
     epoch: int = 1
     epochs: int = 1
+    stage: int = 0
     ramp: float = 1.0
     pixel_range: tuple[float, float] | None = (0.0, 1.0)
     mixed_precision: bool = False
+    epoch_draw: float = 0.0
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    sample_weights: Tensor | None = None
 
     def logits(self, member: nn.Module, x: Tensor) -> Tensor:
         """Logits (n, K) of a member, in the precision of `x`.
@@ -46,7 +57,8 @@ class Loss:
     Attributes:
         total: Scalar to be minimised.
         terms: Its pieces before weighting, detached scalars by name, for the record.
-        logits: (N, n, K) logits of the members on the clean batch, detached, for the running train accuracy.
+        logits: (M, n, K) logits of the members that the step trains on the clean batch, detached, for the
+            running train accuracy.
     """
 
     total: Tensor
@@ -55,12 +67,36 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A training method: a frozen dataclass of its parameters that is called on a mini-batch."""
+    """A training method: a frozen dataclass of its parameters that is called on a mini-batch.
+
+    Training runs in stages, each with the whole of the configured epochs, a fresh optimiser and a fresh
+    schedule. Most methods have one. Boosting has one for each member; a member that the loss does not depend
+    on is left as it is. What a stage needs to know of the earlier ones follows from their members and the
+    vote, so an interrupted run has no further state.
+    """
 
     name: ClassVar[str]
 
     def __call__(self, members: nn.ModuleList, x: Tensor, y: Tensor, step: Step) -> Loss:
         """Loss of the members (in training mode) on inputs (n, *shape) with labels (n,)."""
+        ...
+
+    def check_fits(self, members: int, classes: int) -> None:
+        """Raise ValueError if the method cannot train so many members on so many classes."""
+        ...
+
+    def stages(self, members: int) -> int:
+        """Number of stages in which so many members are trained."""
+        ...
+
+    def sample_weights(
+        self, members: nn.ModuleList, vote: Vote, x: Tensor, y: Tensor, stage: int
+    ) -> Tensor | None:
+        """Weights (n,) of all training points in a stage, of mean 1, or None for equal weights."""
+        ...
+
+    def vote(self, members: nn.ModuleList, vote: Vote, x: Tensor, y: Tensor, stage: int) -> Vote:
+        """How the members vote after a stage, from the training points and the vote before it."""
         ...
 
     def to_json(self) -> dict[str, Any]:
@@ -70,13 +106,41 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Parameters:
-    """Base of the parameter dataclasses: their JSON form, and the check that numbers are weights."""
+    """Base of the methods: what most have in common, and their parameters' JSON form and checks."""
 
     name: ClassVar[str]
+
+    def check_fits(self, members: int, classes: int) -> None:
+        """Most methods train any number of members on any number of classes."""
+
+    def stages(self, members: int) -> int:
+        """Most methods train all members at once."""
+        return 1
+
+    def sample_weights(
+        self, members: nn.ModuleList, vote: Vote, x: Tensor, y: Tensor, stage: int
+    ) -> Tensor | None:
+        """Most methods weigh all samples alike."""
+        return None
+
+    def vote(self, members: nn.ModuleList, vote: Vote, x: Tensor, y: Tensor, stage: int) -> Vote:
+        """Most ensembles vote with the mean of their probabilities."""
+        return vote
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping: the method's name and its parameters."""
         return {"name": self.name, **asdict(self)}
+
+    def check_positive_steps(self, *names: str) -> None:
+        """Refuse numbers of steps that are not whole and positive.
+
+        Raises:
+            ValueError: If one is not.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{self.name}: expected {name} a whole number >= 1, got {value!r}")
 
     def check_nonnegative(self, *names: str) -> None:
         """Refuse weights and radii that are negative or not finite.

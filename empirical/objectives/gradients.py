@@ -69,10 +69,15 @@ def loss_gradients(logits: Tensor, x: Tensor, y: Tensor) -> LossGradients:
     return LossGradients(direction.flatten(1), torch.sigmoid(margins))
 
 
+def cosine(f: LossGradients, g: LossGradients) -> Tensor:
+    """(n,) cosines between two members' loss gradients; 0, with derivative 0, where one vanishes."""
+    inner = (f.direction * g.direction).sum(1)
+    return inner / (length(f.direction) * length(g.direction))
+
+
 def absolute_cosine(f: LossGradients, g: LossGradients) -> Tensor:
     """(n,) |cos| between two members' loss gradients; 0, with derivative 0, where one vanishes."""
-    inner = (f.direction * g.direction).sum(1)
-    return inner.abs() / (length(f.direction) * length(g.direction))
+    return cosine(f, g).abs()
 
 
 def similarity(gradients: Sequence[LossGradients]) -> Tensor:
@@ -136,4 +141,4 @@ def evaluation_mode(members: nn.ModuleList) -> Iterator[None]:
 
 
 def _modes_differ(members: nn.ModuleList) -> bool:
-    return any(isinstance(module, _NormBase | _DropoutNd) for module in members.modules())
+    return any(module.training and isinstance(module, _NormBase | _DropoutNd) for module in members.modules())

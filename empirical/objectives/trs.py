@@ -18,6 +18,7 @@ from empirical.objectives.gradients import (
     loss_gradients,
     similarity,
 )
+from empirical.objectives.search import Box, ascend
 from estimators.batching import frozen
 
 SEARCHES = ("pair", "joint")
@@ -59,7 +60,9 @@ class TRS(Parameters):
     def __post_init__(self) -> None:
         self.check_nonnegative("lambda_a", "lambda_b", "delta_initial", "delta_final")
         if self.search not in SEARCHES:
-            raise ValueError(f"trs: expected search one of {', '.join(SEARCHES)}, got {self.search!r}")
+            raise ValueError(
+                f"{self.name}: expected search one of {', '.join(SEARCHES)}, got {self.search!r}"
+            )
 
     def delta(self, step: Step) -> float:
         """Radius of the search in this epoch: Algorithm 1, line 1."""
@@ -68,6 +71,13 @@ class TRS(Parameters):
     def __call__(self, members: nn.ModuleList, x: Tensor, y: Tensor, step: Step) -> Loss:
         """Mean cross-entropy + ramp * (lambda_a * similarity + lambda_b * smoothness)."""
         clean = clean_half(members, x, y, step)
+        regulariser, terms = self.regulariser(members, clean, y, step)
+        return Loss(clean.cross_entropy + step.ramp * regulariser, terms, clean.logits)
+
+    def regulariser(
+        self, members: nn.ModuleList, clean: CleanHalf, y: Tensor, step: Step
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_TRS of section 5.1, mean over pairs and samples, with the terms for the record."""
         similar = similarity(clean.gradients)
         groups = self.groups(len(members))
         with evaluation_mode(members):
@@ -80,8 +90,7 @@ class TRS(Parameters):
             "similarity": similar.detach(),
             "smoothness": smoothness.detach(),
         }
-        regulariser = self.lambda_a * similar + self.lambda_b * smoothness
-        return Loss(clean.cross_entropy + step.ramp * regulariser, terms, clean.logits)
+        return self.lambda_a * similar + self.lambda_b * smoothness, terms
 
     def groups(self, members: int) -> Groups:
         """Which members share a support instance."""
@@ -124,22 +133,17 @@ def find_support(
         step: The current step.
         delta: Radius of the linf ball, which is cut with the pixel range.
     """
-    x = clean.x.detach()
-    low, high = x - delta, x + delta
-    if step.pixel_range is not None:
-        low, high = low.clamp(min=step.pixel_range[0]), high.clamp(max=step.pixel_range[1])
-
-    def ascend(support: Tensor, slope: Tensor) -> Tensor:
-        return torch.clamp(support + delta / 4 * slope.sign(), low, high).requires_grad_()
-
+    box = Box.around(clean.x, delta, step.pixel_range)
     slopes = [
         torch.autograd.grad(gradient.norms.sum(), clean.x, retain_graph=True)[0]
         for gradient in clean.gradients
     ]
     first = torch.stack([torch.stack([slopes[index] for index in group]).sum(0) for group in groups])
-    support = ascend(x.expand_as(first), first)
+
+    def slope(support: Tensor) -> Tensor:
+        return torch.autograd.grad(norm_sum(members, groups, support, y, step), support)[0]
+
+    size = delta / 4
     with frozen(members):
-        for _ in range(SEARCH_STEPS - 1):
-            (slope,) = torch.autograd.grad(norm_sum(members, groups, support, y, step), support)
-            support = ascend(support.detach(), slope)
-    return support
+        start = box.move(box.x.expand_as(first), first, size)
+        return ascend(box, start, slope, steps=SEARCH_STEPS - 1, size=size).requires_grad_()

@@ -2,17 +2,36 @@
 
 import json
 import math
+import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from empirical.attacks import Attack, AttackHealth, margin_loss, predict, run_attack
+from empirical.attack_base import TARGETED_LOSSES, Goal, Perturbed, PixelRange, targeted_dlr_loss
+from empirical.attacks import (
+    ATTACKS,
+    LOSSES,
+    Attack,
+    AttackHealth,
+    CarliniWagner,
+    ElasticNet,
+    attack_from_json,
+    dlr_loss,
+    margin_loss,
+    predict,
+    register_attack,
+    run_attack,
+)
+from estimators.batching import check_inputs
 
-ITERATIVE = ("bim", "pgd", "mim")
+ITERATIVE = ("bim", "pgd", "mim", "apgd")
 METHODS = ("fgsm", *ITERATIVE)
 
 
@@ -451,10 +470,14 @@ def test_model_is_restored_after_a_failure() -> None:
         ({"step_size": 0.0}, "expected step_size to be a positive finite number, got 0.0"),
         ({"restarts": 0}, "expected restarts to be an integer of at least 1, got 0"),
         ({"seed": -1}, "expected seed to be an integer of at least 0, got -1"),
-        ({"method": "cw"}, "expected method to be one of fgsm, bim, pgd, mim, got 'cw'"),
+        ({"method": "cw"}, "expected method to be one of fgsm, bim, pgd, mim, apgd, got 'cw'"),
         ({"norm": "l1"}, "expected norm to be one of linf, l2, got 'l1'"),
         ({"on_failure": "x"}, "expected on_failure to be one of best, last, clean, got 'x'"),
-        ({"loss": "dlr"}, "expected loss to be one of ce, margin, got 'dlr'"),
+        ({"loss": "hinge"}, "expected loss to be one of ce, margin, dlr, got 'hinge'"),
+        (
+            {"method": "apgd", "step_size": 0.1},
+            "expected step_size = None for apgd, which adapts its steps, got 0.1",
+        ),
         ({"method": "bim", "restarts": 2}, "expected restarts = 1 for bim, which has no random start, got 2"),
     ],
 )
@@ -519,3 +542,125 @@ def test_margin_loss_is_unmoved_by_log_softmax() -> None:
     y = torch.tensor([0, 2])
     torch.testing.assert_close(margin_loss(logits, y), torch.tensor([-1.5, 1.0]))
     torch.testing.assert_close(margin_loss(logits.log_softmax(1), y), torch.tensor([-1.5, 1.0]))
+
+
+def test_dlr_loss_by_hand() -> None:
+    """(best other - label) / (first - third), for a right and a wrong prediction."""
+    logits = torch.tensor([[4.0, 1.0, 0.0, 2.0], [4.0, 1.0, 0.0, 2.0]])
+    torch.testing.assert_close(dlr_loss(logits, torch.tensor([0, 1])), torch.tensor([-2 / 3, 3 / 3]))
+    targeted = targeted_dlr_loss(logits, torch.tensor([1, 0]))
+    torch.testing.assert_close(targeted, torch.tensor([3 / 3.5, -2 / 3.5]))
+
+
+@given(seed=st.integers(0, 99), scale=st.floats(0.1, 10), loss=st.sampled_from(sorted(LOSSES)))
+def test_losses_are_unmoved_by_log_softmax(seed: int, scale: float, loss: str) -> None:
+    """Every loss of log-probabilities, all negative, is the loss of the raw logits, gradients included."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (scale * torch.randn(7, 5, generator=generator, dtype=torch.float64)).requires_grad_()
+    labels = torch.randint(5, (7,), generator=generator)
+    for losses in (LOSSES, TARGETED_LOSSES):
+        raw, log = losses[loss](logits, labels), losses[loss](logits.log_softmax(1), labels)
+        torch.testing.assert_close(log, raw)
+        gradients = [torch.autograd.grad(values.sum(), logits)[0] for values in (raw, log)]
+        torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("classes", "target", "message"),
+    [(2, None, "least 3 classes for the untargeted dlr loss, got 2"), (3, 1, "least 4 .* targeted dlr .* 3")],
+)
+def test_dlr_needs_enough_classes(classes: int, target: int | None, message: str) -> None:
+    """Without a third (targeted: fourth) largest logit it is refused before any work."""
+    attack = Attack("apgd", steps=10**9, loss="dlr")
+    with pytest.raises(ValueError, match=message):
+        run_attack(linear(classes, 3), images(4, 3), torch.zeros(4, dtype=torch.long), attack, target=target)
+
+
+class Noisy(nn.Module):
+    """A defence that draws from all three global generators."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.rand(()) + float(np.random.rand()) + random.random()  # noqa: NPY002
+        return torch.stack([x.sum(1) + 1e-3 * noise, 1 - x.sum(1)], 1)
+
+
+def test_generators_are_restored_after_a_model_that_draws() -> None:
+    """torch's, numpy's and Python's global generators go on as if nothing had been attacked."""
+
+    def draws() -> tuple[float, float, float]:
+        return float(torch.rand(())), float(np.random.rand()), random.random()  # noqa: NPY002
+
+    def seed() -> None:
+        torch.manual_seed(3), np.random.seed(3), random.seed(3)  # noqa: NPY002
+
+    x, y = images(5, 2), torch.zeros(5, dtype=torch.long)
+    check_inputs((Noisy(),), x)
+    seed()
+    check_inputs((Noisy(),), x)
+    expected = draws()
+    seed()
+    run_attack(Noisy(), x, y, Attack(steps=3))
+    assert draws() == expected
+
+
+# Reading attacks back, and attacks of one's own.
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        Attack("apgd", "l2", 0.5, 20, loss="dlr"),
+        CarliniWagner(0.5, steps=7),
+        ElasticNet(2.0, beta=0.1, rule="l1", shrinkage="exact"),
+    ],
+)
+def test_any_attack_is_read_back(attack: Attack | CarliniWagner | ElasticNet) -> None:
+    """One reader for all attacks, by the name of the method."""
+    assert attack_from_json(json.loads(json.dumps(attack.to_json(), allow_nan=False))) == attack
+
+
+def test_unknown_attack_is_refused() -> None:
+    """A description of no known attack."""
+    with pytest.raises(ValueError, match=r"expected an attack among fgsm, .*ead.*, got 'jsma'"):
+        attack_from_json({"method": "jsma"})
+
+
+@dataclass(frozen=True)
+class Darken:
+    """An attack of one's own: black out the image."""
+
+    depth: float
+    norm: ClassVar[str] = "linf"
+    seed: ClassVar[int | None] = None
+
+    def check(self, classes: int, targeted: bool, pixel_range: PixelRange) -> None:
+        if pixel_range is None:
+            raise ValueError("expected a pixel_range, got None")
+
+    def perturb(
+        self, model: nn.Module, x: Tensor, goal: Goal, pixel_range: PixelRange, batch_size: int
+    ) -> Perturbed:
+        return Perturbed((x - self.depth).clamp(min=0), 0.0, 1.0)
+
+    def to_json(self) -> dict[str, object]:
+        return {"method": "darken", "depth": self.depth}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, float]) -> "Darken":
+        return cls(fields["depth"])
+
+
+def test_an_attack_of_ones_own_runs_like_the_others() -> None:
+    """A class with three methods and one registration; health and success are measured as for any."""
+    model, x = Scalar(lambda s: torch.stack([s, 0.5 - s], 1)), torch.tensor([[0.3], [0.9]])
+    result = run_attack(model, x, torch.zeros(2, dtype=torch.long), Darken(0.4))
+    assert result.success.tolist() == [True, False]
+    assert result.health.black == 0.5
+    assert result.health.largest_norm == pytest.approx(0.4)
+    with pytest.raises(ValueError, match="pixel_range"):
+        run_attack(model, x, torch.zeros(2, dtype=torch.long), Darken(0.4), pixel_range=None)
+    if "darken" not in ATTACKS:
+        register_attack("darken", Darken.from_json)
+    assert attack_from_json(Darken(0.4).to_json()) == Darken(0.4)
+    with pytest.raises(ValueError, match="new name for an attack, got 'darken', which is taken"):
+        register_attack("darken", Darken.from_json)

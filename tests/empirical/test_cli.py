@@ -177,6 +177,26 @@ def test_train_ensemble_saves_and_resumes(tmp_path, capsys):
     assert output.read_bytes() == saved
 
 
+def test_milestones_are_scaled_with_the_epochs_and_said(tmp_path, capsys):
+    output = tmp_path / "short.safetensors"
+    arguments = [
+        "--preset",
+        "paper-mnist-gal",
+        "--data",
+        "digits",
+        "--architecture",
+        "linear",
+        "--epochs",
+        "3",
+    ]
+    assert cli.train_ensemble([*arguments, "--output", str(output)]) == 0
+    assert "of gal falls after epochs 1, 2 of 3, scaled from 40, 80 of 120" in capsys.readouterr().err
+    saved = json.loads(output.with_suffix(".json").read_text())["metadata"]
+    assert saved["training"]["milestones"] == [1, 2]
+    rates = [record["learning_rate"] for record in saved["history"]]
+    assert rates == pytest.approx([1e-3, 1e-4, 1e-5])
+
+
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_was_finished(tmp_path):
     arguments = ["--preset", "digits-vanilla", "--epochs", "500", "--output", tmp_path / "long.safetensors"]

@@ -17,9 +17,9 @@ STEP = Step(epoch=2, epochs=4, ramp=0.7, pixel_range=RANGE)
 
 def tanh_members(n, *, dtype=torch.float64, batch_norm=False, seed=0):
     torch.manual_seed(seed)
-    normalise = [nn.BatchNorm1d(8)] if batch_norm else []
+    middle = nn.BatchNorm1d if batch_norm else nn.Identity
     members = [
-        nn.Sequential(nn.Flatten(), nn.Linear(9, 8), *normalise, nn.Tanh(), nn.Linear(8, 4)) for _ in range(n)
+        nn.Sequential(nn.Flatten(), nn.Linear(9, 8), middle(8), nn.Tanh(), nn.Linear(8, 4)) for _ in range(n)
     ]
     for member in members:
         for weight in member.parameters():
@@ -251,7 +251,10 @@ def test_json_round_trip_through_the_registry(objective):
         (lambda: CosOnly(float("inf")), "cos-only: expected lambda_a finite and >= 0, got inf"),
         (lambda: CosL2(1.0, -0.5), "cos-l2: expected lambda_b finite and >= 0, got -0.5"),
         (lambda: CosL2(1.0, "2"), "cos-l2: expected a number for lambda_b, got '2'"),
-        (lambda: objective_from_json({"name": "gal"}), "expected an objective among vanilla, .*, got 'gal'"),
+        (
+            lambda: objective_from_json({"name": "magic"}),
+            "expected an objective among vanilla, .*, got 'magic'",
+        ),
         (lambda: objective_from_json({"name": "cos-only", "lambda_b": 1.0}), "cos-only: expected parameters"),
     ],
 )

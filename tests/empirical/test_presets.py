@@ -1,9 +1,23 @@
+from dataclasses import replace
+
 import pytest
 
 from empirical.config import TrainingConfig
 from empirical.data import DATASETS
 from empirical.models import build_model
-from empirical.objectives import OBJECTIVES, TRS, CosL2, CosOnly
+from empirical.objectives import (
+    ADP,
+    DVERGE,
+    GAL,
+    OBJECTIVES,
+    TRS,
+    AdaBoost,
+    AdvT,
+    CosL2,
+    CosOnly,
+    TRSAdvT,
+    TRSOfficial,
+)
 from empirical.presets import PRESETS, preset
 from estimators.kinks import kinks
 
@@ -14,7 +28,9 @@ BASES = (
 
 
 def test_every_base_has_every_method():
-    assert set(PRESETS) == {f"{base}-{method}" for base in BASES for method in OBJECTIVES}
+    two_classes = ("digits-0-1", "blobs", "blobs-tight")  # fewer than ADP needs for three members
+    expected = {f"{base}-{method}" for base in BASES for method in OBJECTIVES}
+    assert set(PRESETS) == expected - {f"{base}-adp" for base in two_classes}
     for name, config in PRESETS.items():
         assert name.endswith(f"-{config.objective.name}")
         assert config.dataset in DATASETS
@@ -40,6 +56,46 @@ def test_paper_presets_are_those_of_section_6_1_and_appendix_d(base, dataset, ob
     assert preset(base, "cos-l2").objective == CosL2(objective.lambda_a, objective.lambda_b)
 
 
+@pytest.mark.parametrize(
+    ("name", "objective", "fields"),
+    [
+        ("paper-mnist-adp", ADP(2.0, 0.5), {"batch_size": 64, "epochs": 40, "milestones": (16, 31)}),
+        ("paper-cifar10-adp", ADP(2.0, 0.5), {"batch_size": 64, "epochs": 180, "milestones": (81, 121, 161)}),
+        ("paper-mnist-gal", GAL(0.5), {"optimizer": "adam", "lr": 1e-3, "epochs": 120}),
+        ("paper-mnist-dverge", DVERGE(0.5, 10), {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9}),
+        ("paper-cifar10-dverge", DVERGE(0.07, 10), {"weight_decay": 1e-4, "milestones": (100, 150)}),
+        ("paper-mnist-advt", AdvT(0.2), {}),
+        ("paper-cifar10-advt", AdvT(0.03), {}),
+        ("paper-mnist-trs-advt", TRSAdvT(100.0, 2.5, 0.1, 0.3, "pair", 0.2), {}),
+        ("paper-mnist-trs-official", TRSOfficial(100.0, 2.5, 0.1, 0.3), {"milestones": (40, 80)}),
+        (
+            "paper-cifar10-trs-official",
+            TRSOfficial(40.0, 2.5, 0.01, 0.03),
+            {"milestones": (40, 80, 120, 160)},
+        ),
+        ("paper-cifar10-adaboost", AdaBoost(), {"epochs": 200, "milestones": (100, 150)}),
+    ],
+)
+def test_paper_presets_of_the_baselines(name, objective, fields):
+    config = PRESETS[name]
+    assert config.objective == objective
+    assert {field: getattr(config, field) for field in fields} == fields
+    assert (config.members, config.model.architecture, config.factor) == (3, "resnet20", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones"),
+    [(12, (4, 8)), (240, (80, 160)), (10, (3, 7)), (2, (1,)), (1, ()), (120, (40, 80))],
+)
+def test_milestones_are_scaled_with_the_epochs(epochs, milestones):
+    config = PRESETS["paper-mnist-trs"].with_epochs(epochs)
+    assert (config.epochs, config.milestones) == (epochs, milestones)
+    assert config.schedule == ("steps" if milestones else "constant")
+    assert PRESETS["digits-trs"].with_epochs(epochs) == replace(PRESETS["digits-trs"], epochs=epochs)
+    with pytest.raises(ValueError, match="expected epochs to be a whole number >= 1, got 0"):
+        config.with_epochs(0)
+
+
 @pytest.mark.parametrize(("base", "shape"), [("digits", (1, 8, 8)), ("fashion-mnist", (1, 28, 28))])
 def test_small_presets_are_smooth(base, shape):
     config = preset(base, "trs")
@@ -47,5 +103,5 @@ def test_small_presets_are_smooth(base, shape):
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match=r"expected a preset among digits-vanilla, .*, got 'digits-gal'"):
-        preset("digits", "gal")
+    with pytest.raises(ValueError, match=r"expected a preset among digits-vanilla, .*, got 'digits-magic'"):
+        preset("digits", "magic")

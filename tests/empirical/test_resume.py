@@ -14,7 +14,7 @@ from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split
 from empirical.ensemble import CheckpointError, load_checkpoint, load_tensors
 from empirical.models import ModelConfig
-from empirical.objectives import TRS, Loss, Vanilla
+from empirical.objectives import DVERGE, TRS, AdaBoost, AdvT, GradientBoost, Loss, Vanilla
 from empirical.training import TrainingError, TrainingInterrupted, state_path, train
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +35,10 @@ SGD = replace(
     ADAM, model=ModelConfig("resnet8", "softplus"), members=2, objective=Vanilla(), optimizer="sgd",
     momentum=0.9, weight_decay=1e-3, schedule="steps", milestones=(1, 3), ramp=0.0,
 )  # fmt: skip
+ATTACKED = replace(ADAM, objective=AdvT(steps=2))
+BOOSTED = replace(ADAM, objective=AdaBoost(), epochs=2, members=2)
+ADDED = replace(SGD, objective=GradientBoost(), epochs=2, milestones=(1,))
+DISTILLED = replace(ADAM, objective=DVERGE(steps=2), epochs=2)
 PLAIN_SGD = replace(SGD, model=ADAM.model, momentum=0.0, schedule="constant", milestones=())
 
 
@@ -73,9 +77,12 @@ def assert_same_run(one, other):
     assert load_checkpoint(one)[1] == load_checkpoint(other)[1]
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
+# Of the four epochs, the second is the end of a stage for the last three.
+@pytest.mark.parametrize("epoch", [1, 2, 3])
 @pytest.mark.parametrize(
-    "config", [ADAM, SGD, PLAIN_SGD], ids=["adam-onecycle", "sgd-steps-batchnorm", "sgd"]
+    "config",
+    [ADAM, SGD, PLAIN_SGD, ATTACKED, BOOSTED, ADDED, DISTILLED],
+    ids=["adam-onecycle", "sgd-steps-batchnorm", "sgd", "advt", "adaboost", "gradient-boost", "dverge"],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, config, epoch):
     data = images(augmentation=Augmentation(padding=1, flip=True))
@@ -193,7 +200,7 @@ def test_foreign_and_damaged_states_are_refused(tmp_path):
     state = state_path(output)
     content = state.read_bytes()
     state.write_bytes(output.read_bytes())
-    with pytest.raises(TrainingError, match="expected schema 'transferbounds-training-state/1'"):
+    with pytest.raises(TrainingError, match="expected schema 'transferbounds-training-state/2'"):
         train(replace(ADAM, epochs=1), data=images(), output=output, resume=True)
     state.write_bytes(content[:-7])
     with pytest.raises(CheckpointError):

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from empirical import transfer
-from empirical.attacks import Attack, predict, run_attack
+from empirical.attacks import Attack, CarliniWagner, predict, run_attack
 from empirical.data import Split
 from empirical.transfer import matrix_from_attacks, measure_transfer, transfer_events, transfer_matrix
 from empirical.transfer_matrix import DENOMINATORS, TransferMatrix
@@ -232,6 +232,12 @@ def test_matrix_survives_strict_json(target: int | None) -> None:
     assert written["upper"] == matrix.table(end="upper").tolist()
     assert written["conditional"]["rate"] == matrix.table("conditional").tolist()
     assert written["attack_success"]["denominator"] == "all samples"
+
+
+def test_matrix_of_a_penalised_attack_survives_json() -> None:
+    """CW has no ball and no seed; its matrix is written and read like any."""
+    matrix = transfer_matrix([F, G], cloud(20), CarliniWagner(1.0, steps=5))
+    assert TransferMatrix.from_json(json.loads(json.dumps(matrix.to_json(), allow_nan=False))) == matrix
 
 
 def test_undefined_conditional_rate_is_null() -> None:

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from estimators import cross_entropy, divergence_test, kinks, smoothness, traced_kinks
+from estimators.kinks import traced_jumps
 
 KINKED = {
     "ReLU": nn.ReLU(), "LeakyReLU": nn.LeakyReLU(0.1), "ELU": nn.ELU(0.5), "Hardswish": nn.Hardswish(),
@@ -145,3 +146,30 @@ def test_sharp_softplus_diverges_and_then_settles():
 def test_bad_settings_are_refused(key, value):
     with pytest.raises(ValueError, match=f"expected .*{key}.*got {value}"):
         divergence_test(net(nn.Tanh()), cross_entropy, *data(), **{key: value})
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(2)])
+def test_max_pooling_diverges_with_slope_one(pool):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), pool, nn.Flatten(), nn.Linear(16, 3)
+    ).double()
+    x, y = torch.randn(8, 1, 4, 4, dtype=torch.float64), torch.zeros(8, dtype=torch.int64)
+    test = divergence_test(model, cross_entropy, x, y, radius=4.0)
+    assert test.slope == pytest.approx(1.0, abs=0.02)
+    assert test.flagged > 0.1
+
+
+def test_default_softplus_threshold_is_said_and_no_kink():
+    model, (x, y) = net(nn.Softplus()), data()
+    assert kinks(model) == ()
+    (note,) = traced_jumps(lambda: model(x))
+    assert "threshold 20" in note
+    assert "2.1e-09" in note
+    assert note in smoothness(model, cross_entropy, x, y).method
+    # The jump itself, across the threshold of one softplus.
+    u = torch.tensor([20 - 1e-9, 20 + 1e-9], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(functional.softplus(u).sum(), u)
+    assert (slope[1] - slope[0]).item() == pytest.approx(2.06e-9, rel=1e-2)
+    assert traced_jumps(lambda: net(nn.Softplus(5, 50))(x)) == ()
+    assert traced_jumps(lambda: functional.softplus(x, 2.0, 30)) != ()

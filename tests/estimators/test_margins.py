@@ -66,6 +66,17 @@ def test_theorem_2_constants_equal_a_slow_loop(end):
     assert getattr(c_g, end) == pytest.approx(slow_g, rel=1e-10)
 
 
+def test_the_repaired_constant_compares_with_the_labels_other_than_the_target():
+    f, g, x, _, x_adv = setting()
+    y = g(x_adv).argmax(1)  # where G is driven into its target, the printed minimum is at the target itself
+    printed_f, printed_g = targeted_constants(f, g, cross_entropy, x, x_adv, y, beta=BETA, eps=EPS)
+    c_f, c_g = targeted_constants(f, g, cross_entropy, x, x_adv, y, beta=BETA, eps=EPS, repaired=True)
+    slow = min(slow_terms(g, x, x_adv, y, -1, BETA.value, skip_label=True))
+    assert c_g.value == pytest.approx(slow, rel=1e-10)
+    assert c_g.value > printed_g.value
+    assert c_f.value == printed_f.value
+
+
 def test_population_constants_are_one_sided_to_the_inside():
     f, g, x, y, x_adv = setting()
     kwargs = {"beta": BETA, "eps": EPS, "support": "population"}

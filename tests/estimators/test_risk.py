@@ -56,12 +56,22 @@ def test_empirical_risk_is_the_mean_loss():
     assert found.value == pytest.approx(functional.cross_entropy(X, Y).item(), rel=1e-12)
 
 
-def test_population_mean_loss_claims_only_the_range_of_the_loss():
-    found = empirical_risk(IDENTITY, cross_entropy, X, Y, support="population")
-    assert (found.lower, found.upper) == (0.0, math.inf)
+def test_population_mean_loss_without_a_range_has_no_upper_end():
+    found = empirical_risk(IDENTITY, cross_entropy, X.repeat(20, 1), Y.repeat(20), support="population")
+    assert 0.0 < found.lower < found.value < found.upper == math.inf
     assert "no distribution-free interval" in found.method
     other = empirical_risk(IDENTITY, lambda z, y: z[:, 0] - 5, X, Y, support="population")
     assert (other.lower, other.upper) == (-math.inf, math.inf)
+
+
+def test_population_mean_loss_has_an_interval_where_the_range_is_certified():
+    found = empirical_risk(
+        IDENTITY, cross_entropy, X.repeat(40, 1), Y.repeat(40), support="population", loss_range=(0.0, 2.0)
+    )
+    assert 0.0 < found.lower < found.value < found.upper < 2.0
+    assert found.failure_probability == pytest.approx(0.05)
+    with pytest.raises(ValueError):
+        empirical_risk(IDENTITY, cross_entropy, X, Y, support="population", loss_range=(0.0, 0.5))
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 2.0])

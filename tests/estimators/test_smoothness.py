@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import hessian, vmap
 from torch.nn import functional
 
-from estimators import cross_entropy, hessian_norms, smoothness
+from estimators import cross_entropy, hessian_norms, sampled_smoothness, smoothness
 
 SAMPLED = ["hessian", "ascent", "quotient"]
 
@@ -145,7 +145,7 @@ def test_random_nets_are_never_above_the_truth(seed, method, label):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "share"), [("ascent", 0.99), ("quotient", 0.9), ("hessian", 0.7)])
+@pytest.mark.parametrize(("method", "share"), [("ascent", 0.99), ("quotient", 0.95), ("hessian", 0.7)])
 def test_random_nets_mostly_come_close_to_the_truth(method, share):
     reached = []
     for seed in range(21):
@@ -155,6 +155,8 @@ def test_random_nets_mostly_come_close_to_the_truth(method, share):
         )
         reached.append(found.value / dense_truth(model, x, 0.5, 0))
     assert np.median(reached) >= share
+    if method == "ascent":
+        assert np.mean(np.array(reached) >= 0.95) >= 0.8
 
 
 def test_ascent_climbs_above_random_points():
@@ -223,6 +225,30 @@ def test_quadratic_loss_has_its_largest_absolute_eigenvalue_whatever_the_method(
         assert smoothness(nn.Flatten(), loss, x, y, radius=1.0, method=method).value == pytest.approx(6.0)
     pairs = smoothness(nn.Flatten(), loss, x, y, radius=1.0, method="quotient", steps=40).value
     assert 5.9 <= pairs <= 6.0 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("method", [*SAMPLED, "segment"])
+def test_convergence_rises_to_the_estimate_and_samples_keep_their_own(method):
+    model, _ = random_net(6)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    labels = torch.arange(3).expand(5, 3)
+    where = {"x_end": x + 0.3} if method == "segment" else {"radius": 0.3}
+    found = sampled_smoothness(model, cross_entropy, x, labels, method=method, **where, batch_size=4)
+    budget, best = np.array(found.convergence.budget), np.array(found.convergence.best)
+    assert len(budget) == len(best) > 3
+    assert (np.diff(budget) > 0).all()
+    assert (np.diff(best) >= 0).all()
+    assert best[0] < best[-1]
+    assert best[-1] == found.estimate.value == found.per_sample.max().item()
+    assert found.estimate == smoothness(model, cross_entropy, x, labels, method=method, **where, batch_size=4)
+    alone = sampled_smoothness(model, cross_entropy, x[:1], labels[:1], method=method,
+        **({"x_end": x[:1] + 0.3} if method == "segment" else where))  # fmt: skip
+    assert found.per_sample.shape == (5, 3)
+    if method == "segment":
+        torch.testing.assert_close(found.per_sample[:1], alone.per_sample)
+        # Four places, each two products and one gradient in two dimensions.
+        assert budget.tolist() == [3, 6, 9, 12]
 
 
 REFUSED = [

@@ -1,0 +1,1 @@
+"""The paper's evaluation protocols, one file each: pure measurements on given models and data."""

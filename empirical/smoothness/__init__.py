@@ -1,0 +1,1 @@
+"""Brackets of smoothness, gradient size and similarity for trained models: `estimate-smoothness`."""
