@@ -25,8 +25,10 @@ _LAZY = {
     "families": "bounds.families",
     "low_rank_certificate": "bounds.matrix_curvature",
     "matrix_certificate": "bounds.matrix_curvature",
+    "mean_interval": "bounds.intervals",
     "prove": "bounds.proofs",
     "prove_all": "bounds.proofs",
+    "simultaneous_proportions": "bounds.intervals",
     "transfer_certificate": "bounds.certificate",
     "worlds": "bounds.worlds",
 }
@@ -56,8 +58,10 @@ __all__ = [
     "families",
     "low_rank_certificate",
     "matrix_certificate",
+    "mean_interval",
     "prove",
     "prove_all",
+    "simultaneous_proportions",
     "transfer_certificate",
     "worlds",
 ]

@@ -1,9 +1,9 @@
 """Auto-PGD: gradient ascent that chooses its own step sizes (Croce and Hein 2020, algorithm 1).
 
-Written out here because no library served: of the three that have it, one cannot be installed without build
-tools, one pins outdated packages, reseeds the global generator and has no targeted form with either loss, and
-one works through numpy with two passes a step, compares targeted losses the wrong way round and needs memory
-quadratic in the batch for the ratio loss. All three return the clean image where they fail, unasked.
+Written out here because no library serves. Of those that have it one reseeds the global generator, cannot aim
+at a given target and pins outdated packages; one goes through numpy, twice a step, begins targeted runs from
+the wrong one of two points and needs memory quadratic in the batch for the ratio loss; one needs build tools
+to install. All return the clean image or the start where they fail, which measured transfer must not have.
 """
 
 from __future__ import annotations

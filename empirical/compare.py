@@ -33,6 +33,8 @@ from empirical.results import ON_BOTH_CORRECT, EnsembleResult, Row
 from empirical.robustness import robust_accuracy
 from empirical.transfer import matrix_from_attacks
 from empirical.transfer_matrix import TransferMatrix
+from estimators.certified.network import UnsupportedLayer, read_network
+from estimators.certified.whole_space import whole_space_bounds
 from estimators.distribution import Distribution
 from estimators.points import CleanPoints, measure_attack, measure_points
 from estimators.quantities import Pair
@@ -41,9 +43,15 @@ from estimators.similarity import cosine_extremes
 UNTARGETED, TARGETED = "untargeted", "targeted"
 SAMPLED, REMAINDER = "sampled", "remainder"
 STATEMENTS_BY_MODE = {
-    UNTARGETED: ("theorem-2", "theorem-4", "theorem-4-repaired", "refined-r3-untargeted"),
-    TARGETED: ("theorem-1", "theorem-3", "theorem-3-repaired", "refined-r3"),
-}
+    UNTARGETED: (
+        "theorem-2", "refined-r6", "refined-r6-pointwise",
+        "theorem-4", "theorem-4-repaired", "refined-r3-untargeted",
+    ),
+    TARGETED: (
+        "theorem-1", "theorem-1-repaired",
+        "theorem-3", "theorem-3-repaired", "refined-r3", "refined-r4", "refined-cantelli",
+    ),
+}  # fmt: skip
 TRANSFER_ATTACK = Attack(method="pgd", norm="l2", eps=1.0, steps=50)
 ROBUSTNESS_ATTACK = Attack(method="pgd", norm="linf", eps=0.1, steps=50)
 # Guaranteed ends are certified up to floating-point rounding; a rate on the line is no violation.
@@ -94,8 +102,10 @@ def compare(
     points = measure_points(members, data.x, data.y, target=target_label)
     rows: list[Row] = []
     matrices: list[TransferMatrix] = []
+    sampled_beta: list[Estimate] = []
     for target in (None, target_label):
         study = _Study(members, data, points, target, Distribution(support, confidence))
+        sampled_beta += study.clean_beta
         for radius in map(float, eps):
             progress(f"{name}: {study.mode}, l2 radius {radius:g}")
             strength = replace(attack, eps=radius)
@@ -112,6 +122,7 @@ def compare(
             matrices.append(printed)
             for surrogate, result in enumerate(results):
                 rows += study.rows(name, surrogate, result.x_adv, radius, printed, starred)
+    beta = _bracket(Estimate.largest(sampled_beta), members, data.x)
     progress(f"{name}: robust accuracy of the ensemble")
     robustness = [
         {
@@ -129,7 +140,7 @@ def compare(
         member_accuracy=tuple(_accuracy(member, data, confidence) for member in members),
         kinks=tuple(dict.fromkeys(layer for member in members for layer in estimators.kinks(member))),
         robustness=tuple(robustness),
-        benign=_benign_summary(points),
+        benign={**_benign_summary(points), "smoothness": beta.to_json()},
         # Intervals in a matrix always tell what the set says about the population it came from.
         matrices=tuple(replace(matrix, support="population").to_json() for matrix in matrices),
         rows=tuple(rows),
@@ -244,6 +255,18 @@ def _interval(estimate: Estimate) -> str:
 def _accuracy(model: nn.Module, data: Split, confidence: float) -> Estimate:
     correct = int((predict(model, data.x) == data.y).sum())
     return Estimate.proportion(correct, len(data), confidence=confidence)
+
+
+def _bracket(sampled: Estimate, members: Sequence[nn.Module], x: Tensor) -> Estimate:
+    """Definition 6's beta for all members: sampled on the set from below, certified over all inputs."""
+    try:
+        certified = max(
+            float(whole_space_bounds(read_network(member, x)).smoothness.max()) for member in members
+        )
+    except UnsupportedLayer as error:
+        return replace(sampled, method=f"{sampled.method}; not certified: {error}")
+    method = f"{sampled.method}; upper end certified over all inputs, up to rounding"
+    return replace(sampled, value=certified, upper=certified, method=method)
 
 
 def _benign_summary(points: CleanPoints) -> dict[str, float]:

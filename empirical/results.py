@@ -15,7 +15,14 @@ from empirical.files import write_text
 
 SCHEMA = "transferbounds/comparison/1"
 # Statements about the event that both models are right and, targeted, that the label is not the target yet.
-ON_BOTH_CORRECT = {"theorem-3-repaired", "theorem-4-repaired", "refined-r3", "refined-r3-untargeted"}
+ON_BOTH_CORRECT = {
+    "theorem-3-repaired",
+    "theorem-4-repaired",
+    "refined-r3",
+    "refined-r3-untargeted",
+    "refined-r4",
+    "refined-cantelli",
+}
 
 
 class ResultsError(ValueError):
@@ -113,6 +120,11 @@ class EnsembleResult:
     def weakest(self) -> Estimate:
         """Accuracy of the weakest member: an ensemble can look well while its members have collapsed."""
         return min(self.member_accuracy, key=lambda estimate: estimate.value)
+
+    @property
+    def beta(self) -> Estimate:
+        """Smoothness of the members: sampled on the set from below, certified over all inputs from above."""
+        return Estimate.from_json(self.benign["smoothness"])
 
     def robust_accuracy(self, eps: float) -> Estimate:
         """Robust accuracy of the ensemble at a radius that was attacked."""

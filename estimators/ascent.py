@@ -18,7 +18,7 @@ from estimators.losses import LossFunction
 _TRAVEL = 2.5
 
 # The best few starts climb: the highest of them often sits below a lower peak.
-_CLIMBERS = 3
+CLIMBERS = 3
 
 # The vector v held in the ascent of ||H(x) v|| follows by one power step per move, and afresh this often.
 _REFRESH = 5
@@ -108,7 +108,7 @@ def norm_ascent(
         spent: list[Tensor | int] = [one.spent for one in found]
         seen = [one.norms for one in found]
         column = torch.arange(len(labels), device=x.device)
-        for first in torch.stack(seen).topk(min(_CLIMBERS, len(seen)), dim=0).indices:
+        for first in torch.stack(seen).topk(min(CLIMBERS, len(seen)), dim=0).indices:
             start = torch.stack(offsets)[first, column]
             vectors = torch.stack([one.vectors for one in found])[first, column]
             slopes = _image_slopes(model, loss, centre, labels)
@@ -150,9 +150,8 @@ def quotient_ascent(
         seen = [evaluate(pair)[0] for pair in pairs]
         spent: list[Tensor | int] = [_PAIR_STEP] * points
         inside = partial(project, radius=radius)
-        for first in torch.stack(seen).topk(min(_CLIMBERS, points), dim=0).indices:
-            chosen = pairs[first, :, torch.arange(len(labels), device=x.device)].transpose(0, 1)
-            climbed, chosen = climb_pairs(evaluate, chosen, inside, radius, steps - steps // 2)
+        for start in best_pairs(pairs, torch.stack(seen), CLIMBERS):
+            climbed, chosen = climb_pairs(evaluate, start, inside, radius, steps - steps // 2)
             # Halving never lowers a quotient; far pairs see an average of the curvature between.
             for _ in range(_HALVINGS):
                 chosen = better_half(evaluate, chosen)
@@ -164,17 +163,18 @@ def quotient_ascent(
     return join(traces)
 
 
-def best_pairs(pairs: Tensor, quotients: Tensor) -> Tensor:
-    """The pair (2, m, d) with each row's largest quotient, of pairs (p, 2, m, d) and quotients (p, m)."""
-    first = quotients.argmax(0)
-    return pairs[first, :, torch.arange(len(first), device=pairs.device)].transpose(0, 1)
+def best_pairs(pairs: Tensor, quotients: Tensor, count: int = 1) -> list[Tensor]:
+    """Each row's best few of pairs (p, 2, m, d) with quotients (p, m), the best first, each (2, m, d)."""
+    column = torch.arange(quotients.shape[1], device=pairs.device)
+    ranks = quotients.topk(min(count, len(quotients)), dim=0).indices
+    return [pairs[first, :, column].transpose(0, 1) for first in ranks]
 
 
 def better_half(evaluate: PairSlopes, pairs: Tensor) -> Tensor:
     """Of each pair (2, m, d) the half with the larger quotient, which is at least the whole pair's."""
     middle = pairs.mean(0)
     halves = torch.stack([torch.stack([pairs[0], middle]), torch.stack([middle, pairs[1]])])
-    return best_pairs(halves, torch.stack([evaluate(half)[0] for half in halves]))
+    return best_pairs(halves, torch.stack([evaluate(half)[0] for half in halves]))[0]
 
 
 def climb_pairs(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bounds.estimate import Estimate
 from estimators.ascent import (
+    CLIMBERS,
     PairSlopes,
     best_pairs,
     better_half,
@@ -66,10 +67,10 @@ def finite_scale_smoothness(
     gradients, ReLU networks included, and grows as 1/h there. It is not the beta of Definition 6, which is
     its limit for h -> 0 and what the theorems' hypothesis needs.
 
-    The search starts from the best of random pairs, as far apart as the ball's radius (up to a factor of 2),
-    and climbs the quotient by moving both ends. Then the pair is halved, keeping the half with the larger
-    quotient, and climbs again, down to distance h. Halving never lowers the quotient, and finds kinks, which
-    neither gradients nor random pairs at distance h see. In float64, on a copy where the model is not.
+    The search starts from the best few of random pairs, half the radius to the radius apart, and climbs the
+    quotient by moving both ends. Then each pair is halved, keeping the half with the larger quotient, and
+    climbs again, down to distance h. Halving never lowers the quotient, and finds kinks, which neither
+    gradients nor random pairs at distance h see. In float64, on a copy where the model is not.
 
     Args:
         model: Network from (n, *shape) to logits (n, K).
@@ -108,8 +109,9 @@ def finite_scale_smoothness(
     for labels, centre, *offsets in batches(y, batch_size, x, *starts):
         evaluate = pair_slopes(model, loss, centre, labels, 0.0)
         pairs = torch.stack(offsets).reshape(points, 2, *offsets[0].shape)
-        chosen = best_pairs(pairs, torch.stack([evaluate(pair)[0] for pair in pairs]))
-        found.append(_descend(evaluate, chosen, scales, radius, steps))
+        chosen = best_pairs(pairs, torch.stack([evaluate(pair)[0] for pair in pairs]), CLIMBERS)
+        descents = [_descend(evaluate, pair, scales, radius, steps) for pair in chosen]
+        found.append(torch.stack(descents).amax(0))
     seen = torch.cat(found, 1).cummax(0).values
     text = (
         f"beta_h at scale h = {scale:g}, not beta: largest gradient quotient over pairs at least h apart, "

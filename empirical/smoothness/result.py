@@ -11,6 +11,7 @@ from typing import Any
 from bounds import Estimate
 from empirical.files import write_json
 from empirical.results import ResultsError
+from estimators.smoothness import Sampling
 
 SCHEMA = "transferbounds/smoothness/1"
 
@@ -140,7 +141,7 @@ class Settings:
     data: str
     samples: int
     radius: float
-    method: str
+    method: Sampling
     certify: bool
     seed: int
 

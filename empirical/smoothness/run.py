@@ -24,6 +24,7 @@ from empirical.smoothness.result import (
 )
 from empirical.training import find_device
 from empirical.user_model import load_user_data, load_user_model
+from estimators.smoothness import Sampling
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Request:
     download: bool
     samples: int
     radius: float
-    method: str
+    method: Sampling
     certify: bool
     seed: int
     device: str

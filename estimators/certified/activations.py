@@ -170,7 +170,8 @@ def leaky_relu(negative_slope: float = 0.0) -> Curve:
     """`u` above 0 and `negative_slope * u` below; ReLU for 0."""
 
     def slope(u: Tensor) -> Tensor:
-        return torch.where(u > 0, 1.0, negative_slope).to(u.dtype)
+        # Full tensors: scalars would be rounded to float32 first.
+        return torch.where(u > 0, torch.ones_like(u), torch.full_like(u, negative_slope))
 
     return Kinked(
         "relu" if negative_slope == 0 else f"leaky_relu({negative_slope:g})",

@@ -1,9 +1,9 @@
-"""Certified bounds over l2 balls around the samples: margin curvature, Hessians and gradients of cross-entropy.
+"""Certified bounds over l2 balls: margin curvature, Hessians and gradients of cross-entropy.
 
 A forward pass encloses every node (`enclosure`), a backward pass per label pair gives the curvature of the
-margins m^k = z_y - z_k and the change of their gradients (`curvature`), and these give intervals for the softmax,
-and with it the Hessian and the gradient of cross-entropy (`cross_entropy`). For radius 0 all of it is exact. Set
-after set the bounds are cut with those that hold over all inputs (`whole_space`).
+margins m^k = z_y - z_k and the change of their gradients (`curvature`), and these give intervals for the
+softmax, and with it the Hessian and the gradient of cross-entropy (`cross_entropy`). For radius 0 all of it
+is exact. Everything is cut with what holds over all inputs (`whole_space`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from estimators.batching import DEFAULT_BATCH, check_inputs, check_labels
-from estimators.certified.curvature import Weights, backward_weights, gradient_shift, largest_eigenvalue
 from estimators.certified.cross_entropy import LossBounds, MarginBounds
+from estimators.certified.curvature import Weights, backward_weights, gradient_shift, largest_eigenvalue
 from estimators.certified.enclosure import Enclosure, enclose
 from estimators.certified.network import Network, Pointwise, read_network
 from estimators.certified.whole_space import WholeSpaceBounds, whole_space_bounds
@@ -35,11 +35,13 @@ class BallBounds:
         kappa: Lower curvature, an upper bound on the largest eigenvalue of -Hess m^k, (n, K); it may be
             negative, and is infinite where a kink may be in the ball.
         kappa_plus: Upper curvature, the same for Hess m^k.
-        deviation: Bound on `||grad m^k - grad m^k(x)||`, (n, K), for every Clarke gradient of a model with kinks.
+        deviation: Bound on `||grad m^k - grad m^k(x)||`, (n, K), for every Clarke gradient where there are
+            kinks.
         hessian: Bound on the spectral norm of the Hessian of cross-entropy at label y, (n,).
         gradient_low: Lower bound on the norm of the gradient of cross-entropy at label y, (n,).
         gradient_high: Upper bound.
-        loss_direction: grad M at the centre, which has the direction of the gradient of cross-entropy, (n, d).
+        loss_direction: grad M at the centre, M = log sum_{k != y} exp(-m^k), (n, d); it has the direction
+            of the gradient of cross-entropy.
         loss_deviation: Bound on `||grad M - grad M(x)||`, (n,).
     """
 

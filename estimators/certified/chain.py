@@ -19,7 +19,7 @@ from estimators.batching import (
     frozen,
 )
 from estimators.certified.ball import ball_bounds
-from estimators.certified.linear import _is_cross_entropy
+from estimators.certified.linear import is_cross_entropy
 from estimators.certified.network import read_network
 from estimators.certified.segment import DEFAULT_PIECES, segment_bounds
 from estimators.certified.whole_space import whole_space_bounds
@@ -144,7 +144,7 @@ def smoothness_chain(
     classes = check_inputs((model,), x, batch_size)
     x_end = check_same_shape(x_end, x, "x_end")
     y = check_labels(y, x, classes, several=True)
-    if not _is_cross_entropy(loss):
+    if not is_cross_entropy(loss):
         raise ValueError("expected cross-entropy for a chain of certificates, got another loss")
     exact_model, start, end = double_copy(model), x.detach().double(), x_end.detach().double()
     longest = _longest_step(start, end, radius)

@@ -4,9 +4,9 @@ The remainder of a margin along a step d is an integral over the smaller balls t
 
     |remainder| <= ||d||^2 int_0^1 (1 - t) kappa(t ||d||) dt,
 
-and, by Lebourg's mean value theorem, which needs no second derivative, also at most `||d|| int_0^1 E(t ||d||) dt`
-with E(r) the largest distance of a Clarke gradient within r from the gradient at the centre. Bounds on
-nested balls turn both into sums; the second one certifies ReLU networks.
+and, by Lebourg's mean value theorem, which needs no second derivative, also at most `||d|| int_0^1 E(t
+||d||) dt` with E(r) the largest distance of a Clarke gradient within r from the gradient at the centre.
+Bounds on nested balls turn both into sums; the second one certifies ReLU networks.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def certify_transfer(
         x: Centres (n, *shape) in the models' dtype.
         y: True labels (n,).
         radius: l2 radius of the balls, at least 0.
-        target: Label that the attack wants all models to predict, (n,) or one for all; None: any wrong labels.
+        target: Label that the attack wants all models to predict, (n,) or one for all; None: any wrong
+            labels.
         batch_size: Samples treated at once.
 
     Returns:
@@ -177,17 +178,21 @@ def _problem(
     parts: list[list[Tensor]] = []
     for model in models:
         network, points, _ = read_checked(model, x, aim)
-        margins, gradients, falls, rises, drifts = _remainders(network, points, aim, radius, batch_size)
+        level, slopes, fall, rise, drift = _remainders(network, points, aim, radius, batch_size)
         # z_aim - z_k is smallest where z_k is largest.
-        eligible &= margins.argmin(1) == y
+        eligible &= level.argmin(1) == y
         if target is not None:
             # Here the margins of the attack are l(aim) - l(k) = z_k - z_aim.
-            margins, gradients, falls, rises = -margins, -gradients, rises, falls
-        columns = wanted.unsqueeze(2).expand(-1, -1, gradients.shape[2])
-        small = [part.gather(1, wanted) for part in (margins, falls, rises, drifts)]
-        parts.append([small[0], gradients.gather(1, columns), *small[1:]])
-    arrays = (torch.stack(kind, 1).cpu().numpy() for kind in zip(*parts, strict=True))
-    return _Problem(*arrays, eligible.cpu().numpy(), radius, target is not None)
+            level, slopes, fall, rise = -level, -slopes, rise, fall
+        columns = wanted.unsqueeze(2).expand(-1, -1, slopes.shape[2])
+        small = [part.gather(1, wanted) for part in (level, fall, rise, drift)]
+        parts.append([small[0], slopes.gather(1, columns), *small[1:]])
+    margins, gradients, falls, rises, drifts = (
+        torch.stack(kind, 1).cpu().numpy() for kind in zip(*parts, strict=True)
+    )
+    return _Problem(
+        margins, gradients, falls, rises, drifts, eligible.cpu().numpy(), radius, target is not None
+    )  # fmt: skip
 
 
 def _remainders(

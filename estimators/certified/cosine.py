@@ -1,4 +1,4 @@
-"""Certified ranges over l2 balls for models: margin curvature, gradient norms and the cosine of two gradients."""
+"""Certified ranges over l2 balls for models: margin curvature, gradient norms, cosines of gradients."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def margin_curvature(
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper curvature of the margins m^k = z_y - z_k over the l2 balls of a radius.
 
-    `m^k(x + d) >= m^k + d.grad m^k - kappa_k ||d||^2 / 2`, and at most the same with `+ kappa_plus_k`, for all
-    `||d|| <= radius`. This is what `bounds.certify_untargeted` and `bounds.must_transfer` take.
+    `m^k(x + d) >= m^k + d.grad m^k - kappa_k ||d||^2 / 2`, and at most the same with `+ kappa_plus_k`, for
+    all `||d|| <= radius`. This is what `bounds.certify_untargeted` and `bounds.must_transfer` take.
 
     Args:
         model: Network from (n, *shape) to logits (n, K).
@@ -28,9 +28,9 @@ def margin_curvature(
         batch_size: Samples treated at once.
 
     Returns:
-        kappa and kappa_plus, each (n, K), float64, logits per squared l2 distance: upper bounds on the largest
-        eigenvalues of -Hess m^k and Hess m^k over the ball, up to rounding. Exact for radius 0. Infinite where
-        the ball may touch a kink.
+        kappa and kappa_plus, each (n, K), float64, logits per squared l2 distance: upper bounds on the
+        largest eigenvalues of -Hess m^k and Hess m^k over the ball, up to rounding. Exact for radius 0.
+        Infinite where the ball may touch a kink.
 
     Raises:
         TypeError: If x is not floating-point or y not integer.
@@ -45,8 +45,8 @@ def certified_gradient_range(
 ) -> tuple[Tensor, Tensor]:
     """Range of the norm of the gradient of cross-entropy over the l2 balls of a radius.
 
-    The largest upper end bounds the gradient magnitude B of TRS, Theorems 3 and 4, section 4.4, over the union
-    of the balls.
+    The largest upper end bounds the gradient magnitude B of TRS, Theorems 3 and 4, section 4.4, over the
+    union of the balls.
 
     Args:
         model: Network from (n, *shape) to logits (n, K); kinks are allowed (all Clarke gradients).

@@ -1,7 +1,7 @@
 """From bounds on logit margins over balls to bounds on cross-entropy: softmax ranges, Hessian, gradient.
 
-Write m^k = z_y - z_k, p for the softmax, q for the softmax over the labels other than y, s = 1 - p_y = sum_{k != y}
-p_k, and M = log sum_{k != y} exp(-m^k), so that s = sigmoid(M). For the cross-entropy l = softplus(M) at label y
+Write m^k = z_y - z_k, p for the softmax, q for the softmax over the labels other than y, s = 1 - p_y, and
+M = log sum_{k != y} exp(-m^k), so that s = sigmoid(M). For the cross-entropy l = softplus(M) at label y
 
     grad l = -sum_k p_k grad m^k = s grad M,
     Hess l = sum_{k<l} p_k p_l g_kl g_kl^T - sum_k p_k Hess m^k          with g_kl = grad (z_k - z_l)
@@ -32,7 +32,7 @@ class MarginBounds:
         kappa: Lower curvature, (n, K).
         kappa_plus: Upper curvature, (n, K).
         deviation: How far grad m^k moves, (n, K).
-        reach: Bound on the rise of z_k - z_l over the ball by its Lipschitz constant over all inputs, (n, K, K).
+        reach: Bound on the rise of z_k - z_l over the ball by its global Lipschitz constant, (n, K, K).
     """
 
     margins: Tensor
@@ -155,7 +155,7 @@ class LossBounds:
 
     def hessian(self) -> Tensor:
         """Bound on the spectral norm of Hess l, (n,): the best of the forms above, on either side."""
-        low, high = self.probabilities
+        high = self.probabilities[1]
         smallest, largest = self.error
         rows = [*self.enclosure.rows, self.pair_rows]
         products = _product_ranges(self.probabilities, self.first, self.second)
@@ -204,7 +204,7 @@ class LossBounds:
         )
 
     def _variance(self, weights: Interval, lengths: Tensor) -> Tensor:
-        """Bound (n,) on the largest eigenvalue of `sum_{k<l} w_k w_l g_kl g_kl^T`, a variance of logit slopes."""
+        """Bound (n,) on the largest eigenvalue of `sum_{k<l} w_k w_l g_kl g_kl^T`, a variance."""
         products = _product_ranges(weights, self.first, self.second)
         popoviciu = lengths.amax(1).square() / 4
         form = largest_eigenvalue([self.pair_rows], *products)

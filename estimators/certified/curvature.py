@@ -1,11 +1,11 @@
 """Curvature of logit differences over balls, from an enclosure of the network.
 
-For a fixed combination c of logits, `Hess(c.z) = sum_i U_i^T diag(lambda_i sigma''(u_i)) U_i`, where U_i is the
-Jacobian of what enters activation i and lambda_i the derivative of c.z by what leaves it (smoothness of a
-composition, TRS, Definition 6, section 4.1). Over a ball the weights `h = lambda sigma''` range over intervals
-and the rows of U around their centres: a quadratic form with interval weights, which `largest_eigenvalue`
-bounds. The gradient of c.z itself moves by `sum_i U_i(x)^T ((sigma' - sigma'(x)) lambda_i)`: exactly (products
-differ by telescoping), with lambda_i anywhere in the ball and everything else at the centre.
+For a fixed combination c of logits, `Hess(c.z) = sum_i U_i^T diag(lambda_i sigma''(u_i)) U_i`, where U_i is
+the Jacobian of what enters activation i and lambda_i the derivative of c.z by what leaves it. Over a ball the
+weights `h = lambda sigma''` range over intervals and the rows of U around their centres: a quadratic form
+with interval weights, which `largest_eigenvalue` bounds. The gradient of c.z itself moves by `sum_i U_i(x)^T
+((sigma' - sigma'(x)) lambda_i)`: exactly (products differ by telescoping), with lambda_i at the same point of
+the ball and U_i at the centre.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def backward_weights(network: Network, enclosure: Enclosure, seeds: Tensor) -> W
 
 
 def largest_eigenvalue(rows: Sequence[Rows], low: Tensor, high: Tensor) -> Tensor:
-    """Upper bound on the largest eigenvalue of `sum_j c_j r_j r_j^T` over all weights and rows in their ranges.
+    """Upper bound on the largest eigenvalue of `sum_j c_j r_j r_j^T` over all weights and rows in range.
 
     With r = a + b for centre and deviation, `c (r.v)^2 <= (c_high + t |c|) (a.v)^2 + (|c| / t + c_high^+)
     (b.v)^2` for every t > 0. The first part is the largest eigenvalue of one matrix; the second is bounded by
@@ -113,8 +113,8 @@ def largest_eigenvalue(rows: Sequence[Rows], low: Tensor, high: Tensor) -> Tenso
 def gradient_shift(rows: Sequence[Rows], push: Tensor) -> Tensor:
     """Upper bound (n,) on `||sum_j t_j r_j||` over all `|t_j| <= push_j`, rows at their centres.
 
-    With `t_j = sqrt(push_j / ||r_j||) s_j`, so `|s|^2 <= sum_j push_j ||r_j||`, it is the norm of the scaled rows
-    times that of s; never worse than the triangle inequality.
+    With `t_j = sqrt(push_j / ||r_j||) s_j`, so `|s|^2 <= sum_j push_j ||r_j||`, it is the norm of the scaled
+    rows times that of s; never worse than the triangle inequality.
     """
     centre = torch.cat([group.centre for group in rows], 2)
     length = centre.norm(dim=1)

@@ -6,9 +6,9 @@ One forward pass carries, for every node u with Jacobian U,
 - the Jacobian U(x) at the centre, exactly,
 - how far U moves from there: for each row in l2, and as a whole in the spectral norm.
 
-Through an activation with slopes s (centre s_c, `|s - s_c| <= D`) the Jacobian moves by `(s - s_c) U(x) + s (U -
-U(x))`; both norms follow, and the smaller consequence is kept after every affine map. At a kink the slopes
-range over all generalised derivatives, so the rows contain every Clarke gradient.
+Through an activation with slopes s (centre s_c, `|s - s_c| <= D`) the Jacobian moves by `(s - s_c) U(x) + s
+(U - U(x))`; both norms follow, and the smaller consequence is kept after every affine map. At a kink the
+slopes range over all generalised derivatives, so the rows contain every Clarke gradient.
 """
 
 from __future__ import annotations
@@ -193,7 +193,8 @@ def _activation(state: _State, node: Pointwise) -> tuple[_State, Bend]:
     )  # fmt: skip
     low, high = curve.bend_range(state.low, state.high)
     bend = Bend(
-        rows, (slope_low.flatten(1), slope_high.flatten(1)), change.flatten(1), (low.flatten(1), high.flatten(1))
+        rows, (slope_low.flatten(1), slope_high.flatten(1)), change.flatten(1),
+        (low.flatten(1), high.flatten(1)),
     )  # fmt: skip
     return after, bend
 

@@ -45,7 +45,7 @@ def linear_softmax_smoothness(model: nn.Module, loss: LossFunction, x: Tensor) -
             raise ValueError(
                 f"certified smoothness is available for linear softmax; got layer {type(layer).__name__}"
             )
-    if not _is_cross_entropy(loss):
+    if not is_cross_entropy(loss):
         raise ValueError(
             "certified smoothness is available for linear softmax; got a loss that is not cross-entropy"
         )
@@ -67,7 +67,7 @@ def _is_affine(layer: nn.Module) -> bool:
     return isinstance(layer, _AFFINE_LAYERS) or normalises
 
 
-def _is_cross_entropy(loss: LossFunction) -> bool:
+def is_cross_entropy(loss: LossFunction) -> bool:
     """By identity, or by value on logits drawn wide enough to tell losses apart."""
     if loss is cross_entropy:
         return True

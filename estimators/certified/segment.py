@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from bounds.estimate import Estimate
 from estimators.batching import check_inputs, check_labels, check_same_shape
 from estimators.certified.activations import Curve
-from estimators.certified.linear import _is_cross_entropy
+from estimators.certified.linear import is_cross_entropy
 from estimators.certified.network import Affine, Network, Node, Pointwise, Sum, read_network
 from estimators.certified.operators import ROUNDING, LinearMap
 from estimators.gradients import describe_labels
@@ -104,7 +104,7 @@ def segment_smoothness(
     classes = check_inputs((model,), x)
     x_end = check_same_shape(x_end, x, "x_end")
     y = check_labels(y, x, classes, several=True)
-    if not _is_cross_entropy(loss):
+    if not is_cross_entropy(loss):
         raise ValueError("expected cross-entropy for a segment certificate, got another loss")
     network = read_network(model, x)
     found = segment_bounds(

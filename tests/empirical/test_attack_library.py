@@ -186,6 +186,24 @@ def test_images_are_in_range_and_not_black(
     assert not result.success.logical_not().logical_and((result.x_adv != x).flatten(1).any(1)).any()
 
 
+class AllAtTheTop(nn.Module):
+    """Class 1 only where pixels average more than 0.9 in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.flatten(1).mean(1)
+        return torch.stack([torch.zeros_like(mean), 1e4 * (mean - 0.9)], 1)
+
+
+def test_rounding_out_of_the_range_is_mended() -> None:
+    """The library maps tanh = 1 to 0.3 + 0.6 = 0.90000004 in float32, beyond the range's end."""
+    x, y = torch.full((2, 4), 0.85), torch.zeros(2, dtype=torch.long)
+    attack = CarliniWagner(5.0, steps=3, step_size=20.0, confidence=0.0)
+    result = run_attack(AllAtTheTop(), x, y, attack, pixel_range=(-0.3, 0.9))
+    assert result.health.unchanged == 0
+    assert result.health.out_of_range == 0
+    assert result.x_adv.max() <= torch.tensor(0.9)
+
+
 @pytest.mark.parametrize("attack", BOTH)
 def test_targets_are_reached(attack: CarliniWagner | ElasticNet) -> None:
     """A target for each sample."""

@@ -72,6 +72,18 @@ def test_oscillation_halves_the_step_and_returns_to_the_best_point() -> None:
     assert points[checkpoint + 1] == pytest.approx(float((moved + 0.25 * last_move).clamp(-1, 1)), abs=1e-5)
 
 
+def test_a_best_loss_that_stands_still_halves_the_step() -> None:
+    """All steps but the first raise the loss, none as far as the start's: at the second check it returns."""
+    losses = iter([0.0, 100.0, *range(1, 200)])
+    attack = Attack("apgd", "linf", 1.0, steps=100, loss="margin")
+    points = iterates(lambda s: next(losses) + s - s.detach(), attack)[:, 0]
+    start = points[0]
+    assert start == pytest.approx(-1.0)
+    assert torch.allclose(points[1:42], torch.ones(41))
+    # A step of 1 forward, by three quarters, and a quarter of the way back from the corner.
+    assert points[42] == pytest.approx(-1 + 0.75 - 0.5)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_adaptive_steps_beat_fixed_ones_of_the_first_size(norm: str) -> None:
     """A narrow hidden optimum inside the ball: fixed steps of 2 eps miss it, adaptive ones find it."""

@@ -359,6 +359,17 @@ def test_advt_raises_robust_accuracy():
     assert evaluate(trained(AdvT(steps=5)), digits().test).weakest > 0.9
 
 
+def test_the_radius_of_adversarial_training_grows_with_the_ramp():
+    x, y = batch()
+    totals = [
+        objective(members_of(2), x, y, a_step(ramp=ramp)).total.item()
+        for objective, ramp in ((AdvT(0.2), 0.0), (Vanilla(), 0.0), (AdvT(0.2), 0.5), (AdvT(0.1), 1.0))
+    ]
+    assert totals[0] == pytest.approx(totals[1], rel=1e-12)
+    assert totals[2] == pytest.approx(totals[3], rel=1e-12)
+    assert totals[2] > totals[1]
+
+
 def test_trs_advt_is_the_regulariser_on_top_of_adversarial_training():
     x, y = batch()
 
@@ -380,6 +391,7 @@ def test_adversarial_points_alone_move_running_statistics(objective):
     objective(members, x, y, a_step())
     for name, buffer in reference.named_buffers():
         torch.testing.assert_close(members.get_buffer(name), buffer, rtol=0, atol=0)
+        assert not name.endswith("num_batches_tracked") or buffer == 1  # the search leaves them alone
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,12 @@ def curve(activation, scale=1e-6, **settings):
     return found
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.1), nn.ELU(0.5), nn.Hardswish()])
-def test_kinks_double_the_value_with_every_halving(activation):
-    found = curve(activation)
+KINKED = [(nn.ReLU(), 1.0), (nn.LeakyReLU(0.1), 1.0), (nn.ELU(0.5), 1.0), (nn.Hardswish(), 4.0)]
+
+
+@pytest.mark.parametrize(("activation", "radius"), KINKED)
+def test_kinks_double_the_value_with_every_halving(activation, radius):
+    found = curve(activation, radius=radius)
     assert found.scales[0] == pytest.approx(2 * found.scales[1])
     assert found.scales[-1] == pytest.approx(1e-6)
     assert found.values[-1] == pytest.approx(2**8 * found.values[-9], rel=0.05)
@@ -38,7 +41,9 @@ def test_smooth_networks_settle_at_most_at_their_largest_curvature(activation):
     assert found.values[-1] == pytest.approx(found.values[-9], rel=1e-3)
     x, y = data()
     climbed = smoothness(net(activation), cross_entropy, x, y, radius=1.0, method="ascent", points=8)
-    assert 0.8 * climbed.value <= found.values[-1] <= 1.02 * climbed.value
+    assert found.values[-1] >= 0.9 * climbed.value
+    # ELU's second derivative jumps at 0, where neither Hessians nor their ascent look at both sides.
+    assert found.values[-1] <= (1.25 if isinstance(activation, nn.ELU) else 1.02) * climbed.value
 
 
 def test_sharp_softplus_grows_like_a_kink_and_then_saturates():

@@ -237,21 +237,26 @@ def test_without_a_range_a_population_mean_says_that_it_has_no_interval():
     assert evaluate("theorem-4", found["theorem-4"]).guaranteed is None
 
 
-def test_linked_rate_and_constants_follow_the_ends_of_beta():
-    measured = Measured(*random_world(3), 1.0)
-    pair = measured.pairs[False]
-    ends = [Estimate.exact(beta) for beta in (0.0, 0.05, 5.0)]
-    low, mid, high = (
-        pair.quantities(measured.attacked, eps=1.0, beta=beta)["refined-r6-pointwise"]["linked_rate"].value
-        for beta in ends
-    )
-    spread = pair.quantities(measured.attacked, eps=1.0, beta=Estimate(0.05, 0.0, 5.0))
-    linked = spread["refined-r6-pointwise"]["linked_rate"]
-    assert (linked.lower, linked.value, linked.upper) == (high, mid, low)
+def test_linked_rate_falls_with_the_angle_and_with_the_ends_of_beta():
+    """F and G of the family of Theorem 2 at angles that cost 0, .9, .96 and 1.1 of what .98 may cost."""
+    turn = np.array([0.0, 0.9, 0.96, 1.1])
+    cosine = 1 - turn**2 / 2
+    gradient = np.zeros((4, 2, 2, 2))
+    gradient[:, :, 0, 0], gradient[:, :, 1, 0] = 1.0, -0.001
+    gradient[:, 1, 0] = np.stack([cosine, np.sqrt(1 - cosine**2)], axis=1)
+    value = np.tile([[0.0, 0.991], [0.0, 0.011]], (4, 1, 1))
+    world = LocalQuadratics.affine(np.full(4, 0.25), np.zeros(4, int), value, gradient)
+    measured = Measured(world, np.tile([1.0, 0.0], (4, 1)), 1.0)
+
+    def found(beta, statement="refined-r6-pointwise"):
+        return measured.pairs[False].quantities(measured.attacked, eps=1.0, beta=beta)[statement]
+
+    linked = found(Estimate(0.05, 0.01, 0.5))["linked_rate"]
+    assert (linked.lower, linked.value, linked.upper) == (0.25, 0.5, 0.75)
     # Without an upper end of beta nothing is sure to be linked.
-    unknown = pair.quantities(measured.attacked, eps=1.0, beta=Estimate.at_least(0.05, "seen"))
-    assert unknown["refined-r6-pointwise"]["linked_rate"].lower == 0.0
-    assert unknown["theorem-2"]["c_F"].lower == -math.inf
+    unknown = Estimate.at_least(0.05, "seen")
+    assert (found(unknown)["linked_rate"].lower, found(unknown)["linked_rate"].value) == (0.0, 0.5)
+    assert found(unknown, "theorem-2")["c_F"].lower == -math.inf
 
 
 def test_statements_about_points_that_can_transfer_are_missing_where_there_are_none():

@@ -90,6 +90,11 @@ def test_seed_turns_the_second_axis_alone() -> None:
     assert sides[0] == sides[1] != sides[2]
     assert all(math.isfinite(side) for side in sides)
     assert {f.distances["m"]["gradient"] for f in found} == {math.inf}
+    for each in found:  # columns run along the ray "orthogonal", from its opposite
+        centre = each.labels["m"][30]
+        assert centre[60] == int(math.isfinite(each.distances["m"]["orthogonal"]))
+        assert centre[0] == int(math.isfinite(each.distances["m"]["against orthogonal"]))
+        assert centre[0] != centre[60]
 
 
 def test_slice_survives_json() -> None:

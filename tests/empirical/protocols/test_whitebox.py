@@ -128,3 +128,17 @@ def test_bad_input_is_refused_before_the_attack() -> None:
     """As everywhere."""
     with pytest.raises(ValueError, match="support 'finite' or 'population', got 'all'"):
         white_box_cell(line(0.5), points(), Attack(steps=10**9), support="all")
+
+
+class Peak(nn.Module):
+    """Class 1 wins within 0.1 of 0.5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([torch.zeros_like(x[:, 0]), 0.1 - (x[:, 0] - 0.5).abs()], 1)
+
+
+def test_a_clean_error_that_the_attack_mends_is_not_robust() -> None:
+    """One long step jumps over the peak, where the model is right again."""
+    data = Split(torch.tensor([[0.45], [0.1]]), torch.zeros(2, dtype=torch.long))
+    cell = white_box_cell(Peak(), data, Attack("fgsm", eps=0.25))
+    assert (cell.survival.clean, cell.survival.robust) == ((False, True), (False, True))

@@ -64,6 +64,20 @@ def test_ranges_of_a_linear_model_are_attained_at_corners():
     assert loss_range(pair, inside, 0.0, 1.0)[1] == pytest.approx(math.log1p(math.exp(2.0)), rel=1e-6)
 
 
+def test_ranges_of_an_increasing_network_are_attained_at_the_corners():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.abs_()
+        model[-1].weight[1] = 0.0
+    x = torch.randn(3, 3, dtype=torch.float64)
+    least, most = logit_gap_ranges(read_network(model, x), x - 0.5, x + 0.7)
+    for end, corner in ((least, x - 0.5), (most, x + 0.7)):
+        logits = model(corner).detach()
+        torch.testing.assert_close(end[:, 0, 1], logits[:, 0] - logits[:, 1], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_no_loss_on_the_box_leaves_the_loss_range(seed, random_network):
     model, x, classes = random_network(seed)
