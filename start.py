@@ -23,6 +23,7 @@ COMMANDS = {
     "bound-vs-empirical": ("empirical.cli", "bound_vs_empirical"),
     "train-ensemble": ("empirical.cli", "train_ensemble"),
     "estimate-smoothness": ("empirical.smoothness.cli", "estimate_smoothness"),
+    "reproduce": ("empirical.reproduce.cli", "reproduce"),
     "check-statements": ("bounds.cli", "check_statements"),
 }
 

@@ -50,7 +50,7 @@ MODELS: dict[str, tuple[TrainingConfig, tuple[float, float]]] = {
     "softplus, smooth term": (replace(SOFTPLUS, objective=SMOOTH), (29.3, 56.9)),
     "convolutional": (LENET, (69.0, 39_540.0)),
     "convolutional, smooth term": (
-        replace(LENET, objective=replace(SMOOTH, lambda_b=0.1), epochs=2), (18.0, 3_172.0),
+        replace(LENET, objective=replace(SMOOTH, lambda_b=0.1), epochs=5), (18.0, 3_172.0),
     ),
 }  # fmt: skip
 

@@ -40,7 +40,7 @@ class Row:
         mode: "untargeted" or "targeted".
         eps: l2 radius of the attack.
         statement: Identifier in `bounds.STATEMENTS`.
-        smoothness: Which smoothness constant was used: "sampled" or "remainder" (see `empirical.compare`).
+        smoothness: Which smoothness constant was used: "segment" or "remainder" (see `empirical.compare`).
         bound: `BoundValue.to_json()` of the evaluation.
         quantities: What went into the formula.
         measured: The transfer rate that the statement speaks about.

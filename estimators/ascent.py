@@ -188,7 +188,8 @@ def climb_pairs(
         seen.append(quotients)
         kept = offsets.where((quotients > best).unsqueeze(1), kept)
         best = torch.maximum(best, quotients)
-        offsets = allowed(offsets + _step_length(step, steps, reach) * unit(uphill))
+        if step < steps:
+            offsets = allowed(offsets + _step_length(step, steps, reach) * unit(uphill))
     return seen, kept
 
 

@@ -78,9 +78,9 @@ def smoothness(
 
     - "hessian": Hessian spectral norms at x and, for a positive radius, at `points` random points per ball.
     - "ascent": Hessian norms along gradient ascent of ||H(x) v|| in the ball, v a top eigenvector that
-      follows, from the best of x and `points` random points.
+      follows, from the best three of x and `points` random points.
     - "quotient": ||grad l(a) - grad l(b)|| / ||a - b|| along ascent over pairs a, b in the ball, from the
-      best of `points` random pairs.
+      best three of `points` random pairs; half-way the pairs shrink to their best eighth.
     - "segment": Hessian norms at x, at `x_end` and between, `points` in all: the set that a theorem about
       this one attack needs.
     - "certified": a certain upper bound, over all inputs, beside the sampled "hessian" one. So far for linear
@@ -102,7 +102,7 @@ def smoothness(
         x_end: Other ends of the segments, (n, *shape), for "segment" alone.
         iterations: Most Hessian products in one Krylov space, per spectral norm.
         points: Random points (for "quotient", pairs) per ball, or points per segment.
-        steps: Moves of an ascent.
+        steps: Moves of each ascent.
         seed: Of the starting vectors and random points.
         batch_size: Points treated at once.
 
@@ -182,7 +182,7 @@ def sampled_smoothness(
             model, loss, x, y, radius=radius, points=points, steps=steps, iterations=iterations,
             seed=seed, batch_size=batch_size,
         )  # fmt: skip
-        how = f"Hessian norms along {steps} ascent steps from the best of {points + 1} points in {balls}"
+        how = f"Hessian norms along {steps} ascent steps from the best of {points + 1} points each in {balls}"
     elif method == "quotient":
         trace = quotient_ascent(
             model, loss, x, y, radius=radius, closest=_closest_pair(x, radius), spread=_PAIR_SPREAD * radius,

@@ -51,8 +51,7 @@ def _sets(study: SmoothnessStudy) -> list[str]:
 def _draw_brackets(axes: Axes, study: SmoothnessStudy) -> None:
     sets = _sets(study)
     spread = 0.7 / max(len(study.members), 1)
-    for index, member in enumerate(study.members):
-        colour, marker = _style(index)
+    for index, (member, (colour, marker)) in enumerate(zip(study.members, _styles(study), strict=True)):
         for place, where in enumerate(sets):
             if where in member.smoothness:
                 x = place + spread * (index - (len(study.members) - 1) / 2)
@@ -79,9 +78,8 @@ def _draw_interval(axes: Axes, x: float, estimate: Estimate, colour: str, marker
 
 
 def _draw_convergence(axes: Axes, study: SmoothnessStudy) -> None:
-    for index, member in enumerate(study.members):
+    for member, (colour, marker) in zip(study.members, _styles(study), strict=True):
         if member.convergence:
-            colour, marker = _style(index)
             budget, best = zip(*member.convergence, strict=True)
             axes.plot(
                 budget, best, color=colour, marker=marker, markersize=3, linewidth=1, label=member.name,
@@ -93,5 +91,13 @@ def _draw_convergence(axes: Axes, study: SmoothnessStudy) -> None:
     axes.set_title(f"sampling by {study.settings.method}")
 
 
-def _style(index: int) -> tuple[str, str]:
-    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+def _styles(study: SmoothnessStudy) -> list[tuple[str, str]]:
+    """A colour for each ensemble and a marker for each member of it."""
+    groups: dict[str, int] = {}
+    styles = []
+    for member in study.members:
+        group = member.name.rpartition("/")[0] or member.name
+        place = groups[group] = groups.get(group, -1) + 1
+        colour = COLOURS[list(groups).index(group) % len(COLOURS)]
+        styles.append((colour, MARKERS[place % len(MARKERS)]))
+    return styles

@@ -138,6 +138,8 @@ def study_member(
 def study_pairs(subjects: Sequence[Subject], data: Split, settings: Settings) -> tuple[PairStudy, ...]:
     """Cosines of the loss gradients of every pair, over the points and the balls.
 
+    Members of different ensembles (the part of a name before its last slash) are not paired.
+
     Args:
         subjects: The models; where both have certified bounds over the balls, those close the range.
         data: Points and labels.
@@ -148,6 +150,8 @@ def study_pairs(subjects: Sequence[Subject], data: Split, settings: Settings) ->
     """
     pairs = []
     for first, second in combinations(subjects, 2):
+        if first.name.rpartition("/")[0] != second.name.rpartition("/")[0]:
+            continue
         models = first.model, second.model
         ends = {POINTS: estimators.gradient_similarity(*models, data.x, data.y)}
         if settings.radius > 0:

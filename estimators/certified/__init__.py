@@ -2,7 +2,7 @@
 
 A model is read as a graph of affine maps, activations and sums (`read_network`), from which bounds are
 derived along the segments of a given attack (`segment_bounds`), over l2 balls (`ball_bounds`) and over all
-inputs (`whole_space_bounds`). All hold up to float64 rounding: computed in float64, inflated by a share of 1e-9.
+inputs (`whole_space_bounds`). All hold up to float64 rounding: computed in float64, inflated by 1e-9 of it.
 """
 
 from estimators.certified.ball import BallBounds, ball_bounds

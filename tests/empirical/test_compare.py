@@ -87,7 +87,7 @@ def test_every_ordered_pair_radius_and_statement_has_a_row(result):
         for eps in EPS
         for statements in comparing.STATEMENTS_BY_MODE.values()
         for statement in statements
-        for stand_in in (comparing.SAMPLED, comparing.REMAINDER)
+        for stand_in in (comparing.SEGMENT, comparing.REMAINDER)
     }
     assert seen == wanted
     assert len(result.rows) == len(wanted)
@@ -101,10 +101,53 @@ def test_upper_bounds_speak_and_hold_where_the_world_is_flat(result):
     ]
     assert {row.eps for row in speaking} >= {0.05}
     assert {row.verdict for row in result.rows} <= {"consistent", "vacuous", "inapplicable"}
-    certified = [row for row in speaking if row.smoothness == comparing.REMAINDER]
-    assert {row.bound["grade"] for row in certified} == {"certified"}
-    sampled = [row for row in speaking if row.smoothness == comparing.SAMPLED]
-    assert {row.bound["grade"] for row in sampled} == {"heuristic"}
+    for stand_in in (comparing.SEGMENT, comparing.REMAINDER):
+        rows = [row for row in speaking if row.smoothness == stand_in]
+        assert {row.bound["grade"] for row in rows} == {"certified"}
+
+
+def test_the_remainder_is_the_smaller_stand_in(result):
+    beta = {
+        (row.surrogate, row.target, row.mode, row.eps, row.statement, row.smoothness): row.quantities["beta"]
+        for row in result.rows
+        if "beta" in row.quantities
+    }
+    compared = [
+        (estimate, beta[*key, comparing.SEGMENT])
+        for (*key, stand_in), estimate in beta.items()
+        if stand_in == comparing.REMAINDER
+    ]
+    assert compared
+    assert all(exact.value <= segment.upper * (1 + 1e-6) for exact, segment in compared)
+
+
+def test_beta_of_the_members_is_bracketed(result):
+    # max ||w_0 - w_1||^2 / 4 over the linear members, attained where both classes are equally likely.
+    largest = max(9.0 + 4 * 0.25, 9.0) / 4
+    assert 0 < result.beta.lower <= result.beta.upper
+    assert result.beta.upper == pytest.approx(largest, rel=1e-6)
+
+
+def test_without_a_certificate_the_segment_rows_are_heuristic():
+    torch.manual_seed(0)
+    members = [
+        torch.nn.Sequential(
+            torch.nn.Linear(2, 4), torch.nn.LayerNorm(4), torch.nn.Tanh(), torch.nn.Linear(4, 2)
+        )
+        for _ in range(2)
+    ]
+    data = Split(torch.randn(12, 2), torch.arange(12) % 2)
+    found = compare(
+        Ensemble(members).eval(), data, name="normed", eps=(0.001,), target_label=1, pixel_range=None
+    )
+    assert found.beta.upper == float("inf")
+    grades = {
+        row.bound["grade"]
+        for row in found.rows
+        if row.smoothness == comparing.SEGMENT and "beta" in row.quantities
+    }
+    assert "certified" not in grades
+    assert "heuristic" in grades
 
 
 def test_the_remainder_never_exceeds_the_certified_smoothness(result, flat_world):
@@ -125,7 +168,7 @@ def test_a_planted_false_statement_is_violated(flat_world, monkeypatch):
     planted = compare(*flat_world, name="flat", eps=(0.05,), target_label=1, pixel_range=None)
     verdicts = {(row.smoothness, row.verdict) for row in planted.rows}
     assert (comparing.REMAINDER, "violated") in verdicts
-    assert (comparing.SAMPLED, "violated") not in verdicts
+    assert (comparing.SEGMENT, "violated") in verdicts
 
 
 def test_population_mode_gives_intervals_and_no_certified_extremes(flat_world):
@@ -150,7 +193,7 @@ def test_kinks_make_the_theorems_inapplicable_but_not_the_remainder():
     )
     assert found.kinks == ("ReLU",)
     for row in found.rows:
-        if row.smoothness == comparing.SAMPLED:
+        if row.smoothness == comparing.SEGMENT:
             assert row.verdict == "inapplicable"
         elif "beta" in row.quantities:
             assert row.quantities["beta"].upper < float("inf")

@@ -9,7 +9,7 @@ from torch.func import hessian, vmap
 from torch.nn import functional
 
 from estimators import cross_entropy, hessian_norms
-from estimators.hessian import lanczos
+from estimators.hessian import lanczos, top_curvature
 
 ACTIVATIONS = [nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, lambda: nn.Softplus(3.0, 50)]
 
@@ -164,6 +164,27 @@ def test_ten_products_are_enough_for_a_spread_spectrum_of_either_sign():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_that_eight_products_leave_open_go_on_until_within_one_percent(dtype):
+    # Label 0: a spectrum that eight products settle. Labels 1 to 3: a long tail of either sign below the top.
+    tail = torch.linspace(-0.9, 0.9, 59)
+    tops = [torch.tensor([50.0]), torch.tensor([1.0]), torch.tensor([-1.0]), torch.tensor([1.02])]
+    spectra = torch.stack([torch.cat([tail, top]) for top in tops]).to(dtype)
+    model, loss = quadratic(torch.diag_embed(spectra).repeat(15, 1, 1))
+    x = torch.randn(40, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    y = torch.arange(40) % 4
+    truth = spectra.abs().amax(1)[y]
+    few = hessian_norms(model, loss, x, y, iterations=8, tolerance=0)
+    assert ((truth - few) > 0.01 * truth).sum() > 5
+    found = hessian_norms(model, loss, x, y, batch_size=16)
+    assert (found <= truth * (1 + 1e-5)).all()
+    assert (found >= 0.99 * truth).all()
+    noise = torch.full((60,), 60**-0.5, dtype=dtype)
+    spent = top_curvature(model, loss, x, y, noise).spent
+    assert (spent[y == 0] == 9).all()
+    assert (spent[y == 1] > 9).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_breakdown_of_some_samples_does_not_disturb_the_others(dtype):
     diagonals = torch.zeros(4, 30, dtype=dtype)
     diagonals[0, :2] = torch.tensor([-7.0, 3.0])
@@ -178,6 +199,8 @@ def test_bad_iterations_and_infinite_curvature_are_refused():
     model, x, y = random_net(0)
     with pytest.raises(ValueError, match="at least 1 Lanczos iteration, got 0"):
         hessian_norms(model, cross_entropy, x, y, iterations=0)
+    with pytest.raises(ValueError, match=r"tolerance of at least 0, got -0\.1"):
+        hessian_norms(model, cross_entropy, x, y, tolerance=-0.1)
     with pytest.raises(ValueError, match="finite values in the Hessians"):
         hessian_norms(
             nn.Flatten(), lambda z, k: z.abs().pow(1.5).sum(1), torch.zeros(1, 3), torch.tensor([0])

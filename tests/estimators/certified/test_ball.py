@@ -12,6 +12,8 @@ from empirical.models import SOFTPLUS_THRESHOLD
 from estimators import cross_entropy
 from estimators.certified.ball import BallBounds, ball_bounds, read_checked
 from estimators.certified.cosine import certified_gradient_range, margin_curvature
+from estimators.certified.curvature import gradient_shift, largest_eigenvalue
+from estimators.certified.enclosure import Rows
 from estimators.certified.whole_space import whole_space_bounds
 
 RADII = (0.03, 0.2, 0.7, 2.0)
@@ -78,7 +80,9 @@ def excess(bounds: BallBounds, seen: Truth):
         (bounds.gradient_low.unsqueeze(1), seen.gradient.unsqueeze(1)),
         (turned, bounds.loss_deviation.unsqueeze(1)),
     ]
-    return torch.cat([(value - bound) / (1e-3 + bound.abs()) for value, bound in pairs], 1)
+    return torch.cat(
+        [((value - bound) / (1e-3 + bound.abs())).where(bound.isfinite(), -1.0) for value, bound in pairs], 1
+    )
 
 
 def climb(model, x, y, radius, bounds, generator, *, rounds=3, tries=5):
@@ -257,3 +261,34 @@ def test_max_pooling_is_refused_by_name():
     model = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="MaxPool2d"):
         margin_curvature(model, torch.zeros(1, 1, 4, 4), torch.tensor([0]), 0.1)
+
+
+def one_row(length, deviation, size=1):
+    centre = torch.zeros(1, size, 1, dtype=torch.float64)
+    centre[0, 0, 0] = length
+    moved = torch.full((1, 1), deviation, dtype=torch.float64)
+    return Rows(centre, moved, moved[:, 0])
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.3, 5.0])
+def test_a_form_of_one_row_is_bounded_tightly(deviation):
+    """The largest of c (|a| + e)^2 over weights and deviations is attained, so the bound equals it."""
+    low, high = torch.tensor([[-0.5]]).double(), torch.tensor([[2.0]]).double()
+    found = largest_eigenvalue([one_row(1.5, deviation, 2)], low, high)
+    assert found.item() == pytest.approx(2.0 * (1.5 + deviation) ** 2, rel=1e-8)
+
+
+def test_rows_that_shrink_raise_a_negative_form():
+    """On a line, -(a - e)^2 is above -a^2."""
+    low = high = torch.tensor([[-1.0]]).double()
+    found = largest_eigenvalue([one_row(1.5, 0.5)], low, high).item()
+    assert -((1.5 - 0.5) ** 2) <= found <= 0
+
+
+def test_the_shift_of_a_gradient_is_attained_by_parallel_rows():
+    """Two rows that push the same way: the triangle inequality is sharp."""
+    rows, push = (
+        [one_row(1.5, 0.0, 2), one_row(-2.0, 0.0, 2)],
+        torch.tensor([[0.2, 0.7]], dtype=torch.float64),
+    )
+    assert gradient_shift(rows, push).item() == pytest.approx(0.2 * 1.5 + 0.7 * 2.0, rel=1e-8)

@@ -79,6 +79,7 @@ def fools(models, points, y, target=None):
     return torch.stack(wrong).all(0).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["softplus", "relu"])
 @pytest.mark.parametrize("target", [None, 3])
 def test_attack_lies_between_what_must_and_what_may_transfer(trained, digits, activation, target):
@@ -112,6 +113,7 @@ def test_relu_certificates_are_not_far_from_the_attack(trained, digits):
     assert isinstance(found, Certificate)
 
 
+@pytest.mark.slow
 def test_curvature_and_clarke_together_certify_at_least_what_either_does(trained, digits):
     """For smooth models `certify_transfer` takes the better of both."""
     models, (x, y) = trained("tanh"), (digits[0][:40], digits[1][:40])

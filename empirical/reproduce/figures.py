@@ -1,0 +1,165 @@
+"""The paper's figures, drawn from finished cells alone: curves, transfer matrices, decision boundaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from empirical.plots import COLOURS, STYLE  # first: it chooses the backend
+from empirical.reproduce.items import Transfer
+from empirical.reproduce.queue import Store
+from empirical.reproduce.tables import Entry, Outcome
+from empirical.transfer_matrix import TransferMatrix
+
+from matplotlib import pyplot as plt  # isort: skip
+from matplotlib.axes import Axes  # isort: skip
+from matplotlib.colors import BoundaryNorm, ListedColormap  # isort: skip
+from matplotlib.figure import Figure  # isort: skip
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def save_figure(outcome: Outcome, store: Store, folder: Path) -> bool:
+    """Draw an item that is a figure as SVG and PNG into a folder, which is created.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    draw = DRAWINGS.get(outcome.plan.item.drawing)
+    if draw is None or not any(entry.reading for entry in outcome.entries):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    name = folder / outcome.plan.item.name
+    with plt.rc_context(STYLE):
+        figure = draw(outcome, store)
+        # A fixed date and a fixed hash salt keep the files byte-identical from run to run.
+        figure.savefig(name.with_suffix(".svg"), metadata={"Date": None}, bbox_inches="tight")
+        figure.savefig(name.with_suffix(".png"), dpi=100, bbox_inches="tight")
+        plt.close(figure)
+    return True
+
+
+def robustness_curves(outcome: Outcome, store: Store) -> Figure:
+    """Black-box robust accuracy against the radius: measured with intervals, the paper's numbers dotted."""
+    papers = list(dict.fromkeys(row.dataset for row in outcome.plan.item.rows))
+    figure, panels = plt.subplots(
+        1, len(papers), figsize=(4.4 * len(papers), 3.4), squeeze=False, layout="constrained"
+    )
+    for axes, paper in zip(panels[0], papers, strict=True):
+        for index, column in enumerate(outcome.plan.item.columns):
+            entries = [
+                entry
+                for entry in outcome.entries
+                if entry.row.dataset == paper and entry.column == column and entry.row.label == "black box"
+            ]
+            _curve(axes, entries, COLOURS[index], MARKERS[index])
+        setting = outcome.plan.settings[paper]
+        factor = setting.radius_factors[paper]
+        axes.set_title(f"measured on {setting.dataset}; dotted: the paper on {paper}")
+        axes.set_xlabel(
+            f"radius of the paper, linf (measured at {factor:g} times it)" if factor != 1 else "radius, linf"
+        )
+        axes.set_ylim(-2, 102)
+    panels[0][0].set_ylabel("robust accuracy in per cent")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def _curve(axes: Axes, entries: list[Entry], colour: str, marker: str) -> None:
+    radii = [float(entry.row.parameter.removeprefix("eps=")) for entry in entries]
+    printed = [entry.printed.percent if entry.printed else np.nan for entry in entries]
+    axes.plot(radii, printed, ":", color=colour, marker=marker, markersize=3, markerfacecolor="white")
+    seen = [(radius, entry.estimate) for radius, entry in zip(radii, entries, strict=True)]
+    points = [(radius, found) for radius, found in seen if found is not None]
+    values = np.array([[found.value, found.lower, found.upper] for _, found in points]).reshape(-1, 3) * 100
+    bars = np.abs(values[:, 1:].T - values[:, 0])
+    axes.errorbar(
+        [radius for radius, _ in points], values[:, 0], bars, color=colour, marker=marker, markersize=4,
+        capsize=2, linewidth=1.2, label=entries[0].column.label,
+    )  # fmt: skip
+
+
+def transfer_matrices(outcome: Outcome, store: Store) -> Figure:
+    """Attack success between members, mean over seeds: rows surrogates, columns targets."""
+    plan = outcome.plan
+    rows = {row.dataset: row for row in plan.item.rows if isinstance(row.protocol, Transfer)}
+    figure, panels = plt.subplots(
+        len(rows), len(plan.item.columns), figsize=(1.75 * len(plan.item.columns), 2.2 * len(rows)),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for line, (paper, row) in zip(panels, rows.items(), strict=True):
+        for axes, column in zip(line, plan.item.columns, strict=True):
+            cells = [plan.sources(row, column, seed)[0] for seed in plan.seeds[paper]]
+            tables = [
+                TransferMatrix.from_json(store.load(cell)["result"]).table("attack_success")
+                for cell in cells
+                if store.finished(cell)
+            ]
+            axes.set_title(column.label)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if tables:
+                _matrix(axes, 100 * np.mean(tables, axis=0))
+        line[0].set_ylabel(f"{outcome.entries[0].row.label}, {plan.settings[paper].dataset}\nsurrogate")
+    figure.supxlabel("target; attack success in per cent, mean over seeds", fontsize=9)
+    return figure
+
+
+def _matrix(axes: Axes, table: np.ndarray) -> None:
+    axes.imshow(table, vmin=0, vmax=100, cmap="cividis")
+    for (i, j), rate in np.ndenumerate(table):
+        axes.text(
+            j, i, f"{rate:.0f}", ha="center", va="center", fontsize=8, color="black" if rate > 55 else "white"
+        )
+
+
+def boundaries(outcome: Outcome, store: Store) -> Figure:
+    """Predicted labels around the first points: the gradient upwards, dashed against it."""
+    plan = outcome.plan
+    row = plan.item.rows[0]
+    seed = plan.seeds[row.dataset][0]
+    drawn: Mapping[str, list] = {
+        column.label: store.load(cell)["result"]["drawn"]
+        for column in plan.item.columns
+        if store.finished(cell := plan.sources(row, column, seed)[0])
+    }
+    width = max(map(len, drawn.values()), default=1) or 1
+    figure, panels = plt.subplots(
+        len(drawn),
+        width,
+        figsize=(1.9 * width + 0.6, 1.9 * len(drawn) + 0.3),
+        squeeze=False,
+        layout="constrained",
+    )
+    for line, (label, slices) in zip(panels, drawn.items(), strict=True):
+        line[0].set_ylabel(f"{label}\nalong the gradient")
+        for axes, found in zip(line, slices, strict=False):
+            _boundary(axes, found)
+    figure.supxlabel(
+        f"orthogonal direction; {plan.settings[row.dataset].dataset}, seed {seed}, l2; one colour per label",
+        fontsize=9,
+    )
+    return figure
+
+
+def _boundary(axes: Axes, found: Mapping) -> None:
+    reach = found["offsets"][-1]
+    colours = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    norm = BoundaryNorm(np.arange(-0.5, 10), 10)
+    axes.imshow(
+        np.array(found["labels"]["ensemble"]) % 10, origin="lower", extent=(-reach, reach, -reach, reach),
+        cmap=ListedColormap(colours), norm=norm, interpolation="nearest", alpha=0.75,
+    )  # fmt: skip
+    axes.plot([0, 0], [0, -reach], "k--", linewidth=0.8)
+    axes.plot(0, 0, "k.", markersize=5)
+    axes.set_title(f"point {found['point']}, label {found['label']}", fontsize=8)
+
+
+DRAWINGS: Mapping[str, Callable[[Outcome, Store], Figure]] = {
+    "curves": robustness_curves,
+    "matrices": transfer_matrices,
+    "slices": boundaries,
+}

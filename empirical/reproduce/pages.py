@@ -1,0 +1,170 @@
+"""The Markdown page of an item, and the index of all pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from empirical.attack_presets import BLACK_BOX_MEMBERS
+from empirical.config import TrainingConfig
+from empirical.files import parse_json, write_json, write_text
+from empirical.reproduce.figures import save_figure
+from empirical.reproduce.items import BlackBox
+from empirical.reproduce.queue import Store
+from empirical.reproduce.scales import SURROGATE_SEED, Setting, differences
+from empirical.reproduce.tables import Outcome, claim_table, side_by_side
+from empirical.summary import Table
+
+_READING = """\
+The measured numbers are means over seeds. Their intervals, at 95 %, are approximate: Student's over the seeds
+and Clopper and Pearson's over the points that were attacked, added in quadrature; with one seed over the
+points alone. A number of the paper with a star has a note in the CSV file."""
+
+
+def write_pages(outcomes: Sequence[Outcome], store: Store, folder: Path) -> None:
+    """Write page, CSV, JSON and figure of every item, and the index of all pages in the folder.
+
+    Args:
+        outcomes: What to write.
+        store: Where the drawn slices lie.
+        folder: It is created.
+    """
+    for outcome in outcomes:
+        name = outcome.plan.item.name
+        drawn = save_figure(outcome, store, folder)
+        write_text(folder / f"{name}.csv", outcome.to_csv())
+        write_json(folder / f"{name}.json", outcome.to_json())
+        write_text(folder / f"{name}.md", page(outcome, drawn))
+    write_text(folder / "README.md", _index(folder))
+
+
+def page(outcome: Outcome, drawn: bool) -> str:
+    """The page of an item; `drawn` says whether its figure lies beside it."""
+    item = outcome.plan.item
+    parts = [f"# {_printed_name(item.name)}: {item.title}", _how(outcome)]
+    if item.remark:
+        parts.append(item.remark)
+    if drawn:
+        parts.append(f"![{item.title}, scale {outcome.scale}]({item.name}.png)")
+    parts += [_markdown(side_by_side(outcome)), _READING]
+    if outcome.verdicts:
+        parts += ["## What the paper claims", _markdown(claim_table(outcome))]
+        parts.append(
+            "A claim holds if the intervals of all its differences lie above what it asks for, fails if one "
+            "lies below, and is undecided otherwise. Answers are about what was measured here. Differences "
+            "are shares, not per cent."
+        )
+    parts += ["## The ensembles", _markdown(_accuracies(outcome))]
+    if outcome.warnings:
+        parts += ["## Attacks to doubt", "\n".join(f"- {warning}" for warning in outcome.warnings)]
+    parts += ["## Configuration", _configuration(outcome)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _how(outcome: Outcome) -> str:
+    """Scale, data, seeds, and what is not measured, in one paragraph."""
+    plan = outcome.plan
+    lines = [f"Scale: **{outcome.scale}**."]
+    for paper in dict.fromkeys(row.dataset for row in plan.item.rows):
+        setting, seeds = plan.settings[paper], plan.seeds[paper]
+        factor = setting.radius_factors[paper]
+        radii = "radii as in the paper" if factor == 1 else f"radii of the paper times {factor:g}"
+        lines.append(
+            f"The paper's {paper} is measured on **{setting.dataset}**, {radii}, {len(seeds)} "
+            f"{'seed' if len(seeds) == 1 else 'seeds'}, at most {setting.samples} held-out points."
+        )
+    if outcome.scale == "smoke":
+        lines.append("This scale shows only that everything runs: its numbers say nothing about the methods.")
+    if outcome.missing:
+        lines.append(f"**Not complete**: {outcome.missing} cells have no result yet.")
+    return " ".join(lines)
+
+
+def _accuracies(outcome: Outcome) -> Table:
+    rows = [
+        (dataset, column, f"{100 * ensemble:.1f}", f"{100 * weakest:.1f}")
+        for dataset, column, ensemble, weakest in outcome.ensembles
+    ]
+    header = ("data", "method", "lowest accuracy of an ensemble", "of a member")
+    return Table(
+        "Accuracy on all held-out points in per cent, the lowest over the seeds", header, tuple(rows)
+    )
+
+
+def _configuration(outcome: Outcome) -> str:
+    plan = outcome.plan
+    lines = []
+    for setting in _distinct(plan.settings):
+        shares = ", ".join(f"{name.replace('_', ' ')} {each}" for name, each in differences(setting).items())
+        if shares:
+            lines.append(f"- {setting.dataset}, other than the paper (steps as shares of its own): {shares}")
+        configs = {column.label: setting.training(column, 0) for column in plan.item.columns}
+        recipes = {_recipe(config) for config in configs.values()}
+        if len(recipes) == 1:
+            lines.append(f"- {setting.dataset}, all methods: {min(recipes)}")
+        for label, config in configs.items():
+            own = f"; {_recipe(config)}" if len(recipes) > 1 else ""
+            lines.append(f"- {setting.dataset}, {label}: {_method(config)}{own}")
+    if any(isinstance(row.protocol, BlackBox) for row in plan.item.rows):
+        sizes = ", ".join(map(str, BLACK_BOX_MEMBERS))
+        lines.append(f"- surrogates: vanilla ensembles of {sizes} members, seeds from {SURROGATE_SEED} on")
+    for environment in outcome.environments:
+        lines.append("- " + ", ".join(f"{name} {value}" for name, value in environment.items()))
+    lines.append(f"- CPU time of the cells of this page, some shared with others: {outcome.seconds:.0f} s")
+    return "\n".join(lines)
+
+
+def _recipe(config: TrainingConfig) -> str:
+    model = config.model
+    hidden = f" {'-'.join(map(str, model.hidden))}" if model.architecture == "mlp" else ""
+    schedule = f"{config.schedule} {'/'.join(map(str, config.milestones))}".strip()
+    return (
+        f"{config.members} members, {model.architecture}{hidden}, {model.activation}, "
+        f"{config.epochs} epochs, batches of {config.batch_size}, {config.optimizer} {config.lr:g}, "
+        f"{schedule}, ramp {config.ramp:g}"
+    )
+
+
+def _method(config: TrainingConfig) -> str:
+    objective = config.objective.to_json()
+    name = objective.pop("name")
+    weights = ", ".join(f"{each} {value}" for each, value in objective.items())
+    return f"{name} ({weights})" if weights else name
+
+
+def _distinct(settings: Mapping[str, Setting]) -> list[Setting]:
+    """Each setting once."""
+    found: list[Setting] = []
+    for setting in settings.values():
+        if setting not in found:
+            found.append(setting)
+    return found
+
+
+def _printed_name(name: str) -> str:
+    return name.replace("-", " ").capitalize()
+
+
+def _markdown(table: Table) -> str:
+    rows = [table.header, tuple("---" for _ in table.header), *table.rows]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([f"{table.title}:", "", *lines])
+
+
+def _index(folder: Path) -> str:
+    """The index of all pages in the folder, with the answers to the claims."""
+    parts, claims, versions = [], [], set()
+    for path in sorted(folder.glob("*.json")):
+        found = parse_json(path.read_text(encoding="utf-8"))
+        name, title = found["item"], found["title"]
+        state = f", **{found['missing_cells']} cells missing**" if found["missing_cells"] else ""
+        parts.append(
+            f"- [{_printed_name(name)}]({name}.md): {title}, scale {found['scale']}, "
+            f"{found['cpu_seconds']:.0f} s of CPU time, some shared with other pages{state}"
+        )
+        versions |= {", ".join(f"{k} {v}" for k, v in each.items()) for each in found["environments"]}
+        claims += [(each["answer"], each["claim"], f"[{name}]({name}.md)") for each in found["claims"]]
+    table = Table("The paper's claims, on what was measured here", ("answer", "claim", "page"), tuple(claims))
+    title = "# The paper's tables and figures, measured anew"
+    measured = f"Measured with {'; '.join(sorted(versions))}. Data, seeds and recipes stand on each page."
+    return "\n\n".join([title, "\n".join(parts), measured, _markdown(table)]) + "\n"

@@ -1,0 +1,127 @@
+"""Pages, CSV and JSON of planted results."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from empirical.reproduce import tables
+from empirical.reproduce.cells import TrainingCell, WhiteBoxCell
+from empirical.reproduce.items import ITEMS, WORST
+from empirical.reproduce.pages import page, write_pages
+from empirical.reproduce.plan import make_plans
+from empirical.reproduce.queue import Store
+from empirical.reproduce.scales import choose_settings
+from empirical.reproduce.tables import claim_table, collect, side_by_side
+
+HEALTHY = {
+    "zero_gradients": 0.0, "monotone_loss": 0.5, "unchanged": 0.1, "black": 0.0, "out_of_range": 0.0,
+    "largest_norm": 0.1,
+}  # fmt: skip
+RATES = {"trs": 0.8, "cos-only": 0.25}
+
+
+def plant(plan, store, **health):
+    """Results of every cell: TRS keeps 80 of 100 points, Cos-only 25, the others half; GAL is ill."""
+    for cell in plan.cells:
+        if isinstance(cell, TrainingCell):
+            accuracy = {"ensemble": 0.97, "members": [0.9, 0.95], "weakest": 0.9 - cell.config.seed / 100}
+            result = {**accuracy, "samples": 100}
+        else:
+            assert isinstance(cell, WhiteBoxCell)
+            method = cell.target.config.objective.name
+            robust = np.arange(100) < 100 * RATES.get(method, 0.5) + cell.target.config.seed
+            survival = {
+                "clean": "1" * 100, "robust": "".join("01"[each] for each in robust.astype(int)),
+                "attacks": "any", "support": "population", "confidence": 0.95,
+            }  # fmt: skip
+            ill = health if method == "gal" else {}
+            result = {"attack": {}, "survival": survival, "health": {**HEALTHY, **ill}}
+        record = {"result": result, "seconds": {"wall": 2.0, "cpu": 1.5}, "environment": {"python": "3.x"}}
+        store.save(cell, record)
+
+
+@pytest.fixture
+def outcome(tmp_path):
+    """Table 2 on digits, three seeds."""
+    (plan,) = make_plans([ITEMS["table-2"]], choose_settings("cpu", "digits"), 3)
+    store = Store(tmp_path / "run")
+    plant(plan, store, zero_gradients=0.4)
+    return collect(plan, "cpu", store)
+
+
+def test_paper_and_measured_stand_side_by_side(outcome):
+    """With the radius that was measured, and what it was measured on."""
+    table = side_by_side(outcome)
+    lines = {row[1]: row for row in table.rows}
+    line = lines["PGD (50) eps=0.01"]
+    assert line[0] == "CIFAR-10"
+    assert line[2].startswith("digits: PGD-50")
+    assert "eps 0.05" in line[2]
+    assert line[-1].startswith("47.3 / 81.0 [")
+    assert line[table.header.index("Cos-only")].startswith("0.0 / 26.0 [")
+    worst = lines[f"{WORST} eps=0.01"]
+    assert worst[-1].startswith("81.0 [")  # the paper has no such number
+    assert "5 attacks, linf 0.05" in worst[2]
+
+
+def test_claims_of_planted_results(outcome):
+    answers = {row[1]: (row[0], row[3]) for row in claim_table(outcome).rows}
+    assert len(answers) == 4
+    found = {words.split(", ", 1)[1][:20]: answer for words, answer in answers.items()}
+    assert found == {
+        "TRS is the most robu": ("holds", "digits"),
+        "TRS is less robust t": ("fails", "digits"),
+        "Cos-only is much wea": ("holds", "digits"),
+        "Cos-l2 is weaker tha": ("holds", "digits"),
+    }
+
+
+def test_page_says_how_it_was_measured(outcome):
+    text = page(outcome, drawn=False)
+    assert "Scale: **cpu**" in text
+    assert "The paper's CIFAR-10 is measured on **digits**, radii of the paper times 5, 3 seeds" in text
+    assert "Not complete" not in text
+    assert "| digits | TRS | 97.0 | 88.0 |" in text
+    assert "on gal, digits, seed 0: 40% of the gradients were zero" in text
+    assert "python 3.x" in text
+    assert "onecycle" in text
+    assert f"{1.5 * len(outcome.plan.cells):.0f} s" in text
+    assert "no number" not in text
+
+
+def test_an_incomplete_page_says_so(outcome, tmp_path):
+    store = Store(tmp_path / "run")
+    cells = [cell for cell in outcome.plan.cells if isinstance(cell, WhiteBoxCell)]
+    for cell in cells[:2]:
+        (store.cells / f"{cell.key}.json").unlink()
+    partial = collect(outcome.plan, "cpu", store)
+    assert "**Not complete**: 2 cells have no result yet." in page(partial, drawn=False)
+    assert len(partial.entries) == len(outcome.entries)
+
+
+def test_files_hold_every_number(outcome, tmp_path):
+    """CSV and JSON agree with one another and name paper, measured, interval and scale."""
+    write_pages([outcome], Store(tmp_path / "run"), tmp_path / "pages")
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "pages" / "table-2.csv").read_text())))
+    found = json.loads((tmp_path / "pages" / "table-2.json").read_text())
+    assert len(lines) == len(found["entries"]) == 144 + 2 * 9
+    line = next(each for each in lines if (each["row"], each["column"]) == ("CW", "TRS"))
+    assert (float(line["paper"]), float(line["measured"])) == (75.8, 81.0)
+    assert float(line["lower"]) < 81 < float(line["upper"])
+    assert line["scale"] == "cpu"
+    assert line["by_seed"] == "0:80.0 1:81.0 2:82.0"
+    entry = next(each for each in found["entries"] if (each["row"], each["column"]) == ("CW", "TRS"))
+    assert entry["by_seed"] == {"0": 80.0, "1": 81.0, "2": 82.0}
+    assert {claim["answer"] for claim in found["claims"]} == {"holds", "fails"}
+    index = (tmp_path / "pages" / "README.md").read_text()
+    assert "[Table 2](table-2.md)" in index
+    assert "| fails | On CIFAR-10, TRS is less robust than DVERGE" in index
+
+
+def test_radii_of_a_worst_case_are_one():
+    attacks = [row.protocol.attacks for item in ITEMS.values() for row in item.rows if row.label == WORST]
+    assert attacks
+    assert all(tables._radius(each) for each in attacks)
