@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bounds.estimate import Estimate
 from estimators.ascent import Trace, in_ball, norm_ascent, norms_at, quotient_ascent
 from estimators.batching import check_inputs, check_labels, check_loss, check_same_shape, frozen
-from estimators.certified.linear import linear_softmax_smoothness
+from estimators.certified.smoothness import certified_smoothness
 from estimators.gradients import describe_labels
 from estimators.hessian import HESSIAN_BATCH, KRYLOV_SIZE, check_iterations
 from estimators.kinks import kinks, traced_jumps, traced_kinks
@@ -83,8 +83,9 @@ def smoothness(
       best three of `points` random pairs; half-way the pairs shrink to their best eighth.
     - "segment": Hessian norms at x, at `x_end` and between, `points` in all: the set that a theorem about
       this one attack needs.
-    - "certified": a certain upper bound, over all inputs, beside the sampled "hessian" one. So far for linear
-      softmax only.
+    - "certified": an upper bound that holds in the balls, or with radius 0 over all inputs, up to float64
+      rounding, beside the sampled "hessian" one; for cross-entropy and layers that
+      `estimators.certified.read_network` knows.
 
     `sampled_smoothness` returns the record of the search and each sample's own value as well.
 
@@ -122,7 +123,7 @@ def smoothness(
         seed=seed, batch_size=batch_size,
     )  # fmt: skip
     if method == "certified":
-        return _certified(model, loss, x, search())
+        return _certified(model, loss, x, y, radius, search(radius=radius))
     return search(method=method, radius=radius).estimate
 
 
@@ -221,14 +222,18 @@ def _summary(
     return SampledSmoothness(estimate, convergence, trace.best[-1].reshape(y.shape))
 
 
-def _certified(model: nn.Module, loss: LossFunction, x: Tensor, sampled: SampledSmoothness) -> Estimate:
-    upper = linear_softmax_smoothness(model, loss, x.detach())
-    text = (
-        "certified over all inputs: max ||w_k - w_l||^2 / 4 of linear softmax, inflated by 1e-9; "
-        f"lower end: Hessian norms at {len(x)} points"
-    )
-    lower = min(sampled.estimate.lower, upper)
-    return Estimate(upper, lower, upper, method=text, samples=len(x), seed=sampled.estimate.seed)
+def _certified(
+    model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, radius: float, sampled: SampledSmoothness
+) -> Estimate:
+    seen = sampled.estimate
+    if math.isinf(seen.value):
+        return seen
+    everywhere = radius == 0
+    upper = float(certified_smoothness(model, loss, x, y, radius=math.inf if everywhere else radius).max())
+    where = "all inputs" if everywhere else f"l2 balls of radius {radius:g}"
+    method = f"certified over {where}, up to float64 rounding; lower end: {seen.method}"
+    # A sample in float32 may lie above a tight certificate by its own rounding.
+    return replace(seen, value=upper, lower=min(seen.lower, upper), upper=upper, method=method)
 
 
 def _closest_pair(x: Tensor, radius: float) -> float:

@@ -85,12 +85,13 @@ def _curve(axes: Axes, entries: list[Entry], colour: str, marker: str) -> None:
 def transfer_matrices(outcome: Outcome, store: Store) -> Figure:
     """Attack success between members, mean over seeds: rows surrogates, columns targets."""
     plan = outcome.plan
-    rows = {row.dataset: row for row in plan.item.rows if isinstance(row.protocol, Transfer)}
+    rows = {row.dataset: (row, row.protocol.attack.eps) for row in plan.item.rows
+            if isinstance(row.protocol, Transfer)}  # fmt: skip
     figure, panels = plt.subplots(
         len(rows), len(plan.item.columns), figsize=(1.75 * len(plan.item.columns), 2.2 * len(rows)),
         squeeze=False, layout="constrained",
     )  # fmt: skip
-    for line, (paper, row) in zip(panels, rows.items(), strict=True):
+    for line, (paper, (row, eps)) in zip(panels, rows.items(), strict=True):
         for axes, column in zip(line, plan.item.columns, strict=True):
             cells = [plan.sources(row, column, seed)[0] for seed in plan.seeds[paper]]
             tables = [
@@ -103,7 +104,8 @@ def transfer_matrices(outcome: Outcome, store: Store) -> Figure:
             axes.set_yticks([])
             if tables:
                 _matrix(axes, 100 * np.mean(tables, axis=0))
-        line[0].set_ylabel(f"{outcome.entries[0].row.label}, {plan.settings[paper].dataset}\nsurrogate")
+        setting = plan.settings[paper]
+        line[0].set_ylabel(f"{setting.dataset}, linf {setting.radius(eps, paper):g}\nsurrogate")
     figure.supxlabel("target; attack success in per cent, mean over seeds", fontsize=9)
     return figure
 
@@ -117,7 +119,7 @@ def _matrix(axes: Axes, table: np.ndarray) -> None:
 
 
 def boundaries(outcome: Outcome, store: Store) -> Figure:
-    """Predicted labels around the first points: the gradient upwards, dashed against it."""
+    """Predicted labels around the first points: upwards and dashed the gradient of the loss."""
     plan = outcome.plan
     row = plan.item.rows[0]
     seed = plan.seeds[row.dataset][0]
@@ -153,7 +155,7 @@ def _boundary(axes: Axes, found: Mapping) -> None:
         np.array(found["labels"]["ensemble"]) % 10, origin="lower", extent=(-reach, reach, -reach, reach),
         cmap=ListedColormap(colours), norm=norm, interpolation="nearest", alpha=0.75,
     )  # fmt: skip
-    axes.plot([0, 0], [0, -reach], "k--", linewidth=0.8)
+    axes.plot([0, 0], [0, reach], "k--", linewidth=0.8)  # where an attack goes
     axes.plot(0, 0, "k.", markersize=5)
     axes.set_title(f"point {found['point']}, label {found['label']}", fontsize=8)
 

@@ -12,6 +12,7 @@ from estimators.certified.cosine import certified_gradient_range, cosine_range, 
 from estimators.certified.network import Network, UnsupportedLayer, read_network
 from estimators.certified.ranges import logit_gap_ranges, loss_range
 from estimators.certified.segment import SegmentBounds, segment_bounds, segment_smoothness
+from estimators.certified.smoothness import certified_smoothness
 from estimators.certified.whole_space import WholeSpaceBounds, whole_space_bounds
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "WholeSpaceBounds",
     "ball_bounds",
     "certified_gradient_range",
+    "certified_smoothness",
     "certify_transfer",
     "clarke_certificate",
     "cosine_range",

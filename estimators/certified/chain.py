@@ -19,14 +19,13 @@ from estimators.batching import (
     frozen,
 )
 from estimators.certified.ball import ball_bounds
-from estimators.certified.linear import is_cross_entropy
 from estimators.certified.network import read_network
 from estimators.certified.segment import DEFAULT_PIECES, segment_bounds
 from estimators.certified.whole_space import whole_space_bounds
 from estimators.gradients import describe_labels
 from estimators.hessian import hessian_norms
 from estimators.kinks import kinks, traced_kinks
-from estimators.losses import LossFunction
+from estimators.losses import LossFunction, is_cross_entropy
 from estimators.remainder import remainder
 
 # Steps that a float32 attack left this much longer than the radius count as inside; the ball is made to fit.

@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from bounds.estimate import Estimate
 from estimators.batching import check_inputs, check_labels, check_same_shape
 from estimators.certified.activations import Curve
-from estimators.certified.linear import is_cross_entropy
 from estimators.certified.network import Affine, Network, Node, Pointwise, Sum, read_network
 from estimators.certified.operators import ROUNDING, LinearMap
 from estimators.gradients import describe_labels
-from estimators.losses import LossFunction
+from estimators.losses import LossFunction, is_cross_entropy
 
 DEFAULT_PIECES = 256
 DEFAULT_TOLERANCE = 1.02

@@ -164,7 +164,7 @@ def test_ten_products_are_enough_for_a_spread_spectrum_of_either_sign():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_samples_that_eight_products_leave_open_go_on_until_within_one_percent(dtype):
+def test_samples_that_eight_products_leave_open_go_on_until_they_settle(dtype):
     # Label 0: a spectrum that eight products settle. Labels 1 to 3: a long tail of either sign below the top.
     tail = torch.linspace(-0.9, 0.9, 59)
     tops = [torch.tensor([50.0]), torch.tensor([1.0]), torch.tensor([-1.0]), torch.tensor([1.02])]
@@ -174,10 +174,10 @@ def test_samples_that_eight_products_leave_open_go_on_until_within_one_percent(d
     y = torch.arange(40) % 4
     truth = spectra.abs().amax(1)[y]
     few = hessian_norms(model, loss, x, y, iterations=8, tolerance=0)
-    assert ((truth - few) > 0.01 * truth).sum() > 5
+    assert ((truth - few) > 1e-3 * truth).sum() > 10
     found = hessian_norms(model, loss, x, y, batch_size=16)
     assert (found <= truth * (1 + 1e-5)).all()
-    assert (found >= 0.99 * truth).all()
+    assert (found >= 0.9999 * truth).all()
     noise = torch.full((60,), 60**-0.5, dtype=dtype)
     spent = top_curvature(model, loss, x, y, noise).spent
     assert (spent[y == 0] == 9).all()

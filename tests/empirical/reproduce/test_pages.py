@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -43,11 +44,16 @@ def plant(plan, store, **health):
         store.save(cell, record)
 
 
-@pytest.fixture
-def outcome(tmp_path):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def outcome(run):
     """Table 2 on digits, three seeds."""
     (plan,) = make_plans([ITEMS["table-2"]], choose_settings("cpu", "digits"), 3)
-    store = Store(tmp_path / "run")
+    store = Store(run)
     plant(plan, store, zero_gradients=0.4)
     return collect(plan, "cpu", store)
 
@@ -92,8 +98,8 @@ def test_page_says_how_it_was_measured(outcome):
     assert "no number" not in text
 
 
-def test_an_incomplete_page_says_so(outcome, tmp_path):
-    store = Store(tmp_path / "run")
+def test_an_incomplete_page_says_so(outcome, run, tmp_path):
+    store = Store(shutil.copytree(run, tmp_path / "copy"))
     cells = [cell for cell in outcome.plan.cells if isinstance(cell, WhiteBoxCell)]
     for cell in cells[:2]:
         (store.cells / f"{cell.key}.json").unlink()
@@ -102,9 +108,9 @@ def test_an_incomplete_page_says_so(outcome, tmp_path):
     assert len(partial.entries) == len(outcome.entries)
 
 
-def test_files_hold_every_number(outcome, tmp_path):
+def test_files_hold_every_number(outcome, run, tmp_path):
     """CSV and JSON agree with one another and name paper, measured, interval and scale."""
-    write_pages([outcome], Store(tmp_path / "run"), tmp_path / "pages")
+    write_pages([outcome], Store(run), tmp_path / "pages")
     lines = list(csv.DictReader(io.StringIO((tmp_path / "pages" / "table-2.csv").read_text())))
     found = json.loads((tmp_path / "pages" / "table-2.json").read_text())
     assert len(lines) == len(found["entries"]) == 144 + 2 * 9

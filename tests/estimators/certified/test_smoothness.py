@@ -1,4 +1,6 @@
-"""Certified smoothness of linear softmax: what is accepted, what is refused by name, and never below."""
+"""Certified smoothness, as `smoothness` gives it: linear softmax exactly, balls, refusals by name."""
+
+import math
 
 import pytest
 import torch
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from estimators import cross_entropy, smoothness
+from estimators import cross_entropy, hessian_norms, smoothness
+from estimators.certified import certified_smoothness
 
 
 class Normalize(nn.Module):
@@ -71,16 +74,20 @@ def test_random_linear_models_are_never_above_their_certificate(seed, classes, d
         assert smoothness(model, cross_entropy, ties, y[:1]).value == pytest.approx(upper, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("layer", "name"), [(nn.GELU(), "GELU"), (nn.ReLU(), "ReLU"), (nn.LayerNorm(9), "LayerNorm")]
-)
-def test_other_layers_are_refused_by_name(layer, name):
-    model = nn.Sequential(nn.Flatten(), layer, nn.Linear(9, 2))
-    with pytest.raises(ValueError, match=f"available for linear softmax; got layer {name}$"):
+def test_layers_without_a_certificate_are_refused_by_name():
+    model = nn.Sequential(nn.Flatten(), nn.LayerNorm(9), nn.Linear(9, 2))
+    with pytest.raises(ValueError, match="no certificate for the layer LayerNorm"):
         certify(model, images())
 
 
-def test_batch_norm_without_statistics_and_unknown_modules_are_refused():
+def test_kinks_leave_no_certificate():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 2))
+    found = certify(model, images())
+    assert found.value == found.upper == math.inf
+    assert "ReLU" in found.method
+
+
+def test_batch_norm_without_statistics_and_odd_functions_are_refused():
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(9, track_running_stats=False), nn.Linear(9, 2))
     with pytest.raises(ValueError, match="expected BatchNorm1d with running statistics"):
         certify(model, images())
@@ -89,7 +96,7 @@ def test_batch_norm_without_statistics_and_unknown_modules_are_refused():
         def forward(self, x):
             return x.flatten(1)[:, :2]
 
-    with pytest.raises(ValueError, match="got layer Odd"):
+    with pytest.raises(ValueError, match="no certificate for the operation getitem"):
         certify(Odd(), images())
 
 
@@ -99,13 +106,39 @@ def test_a_layer_that_only_calls_itself_normalisation_is_found_out():
             return super().forward(x) ** 2
 
     model = nn.Sequential(NormalizeOddly(0.5, 0.25), nn.Flatten(), nn.Linear(9, 2))
-    with pytest.raises(ValueError, match="one that bends by"):
+    with pytest.raises(ValueError, match="no certificate for the operation pow"):
         certify(model, images())
+
+
+def test_balls_are_between_what_was_seen_and_the_whole_space():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 6), nn.Tanh(), nn.Linear(6, 3))
+    x, y = images(), torch.tensor([0, 1, 2, 0, 1])
+    everywhere = smoothness(model, cross_entropy, x, y, method="certified").upper
+    previous = smoothness(model, cross_entropy, x, y).value * (1 - 1e-5)
+    for radius in (0.01, 0.1, 1.0):
+        ball = smoothness(model, cross_entropy, x, y, method="certified", radius=radius)
+        seen = smoothness(model, cross_entropy, x, y, method="ascent", radius=radius).value
+        assert seen <= ball.upper * (1 + 1e-5)
+        assert previous <= ball.upper <= everywhere
+        previous = ball.upper
+
+
+def test_each_sample_and_label_has_its_own_bound():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x, labels = images().double(), torch.arange(3).expand(5, -1)
+    for radius in (0.1, math.inf):
+        table = certified_smoothness(model, cross_entropy, x, labels, radius=radius)
+        column = certified_smoothness(model, cross_entropy, x, labels[:, 1], radius=radius)
+        assert table.shape == (5, 3)
+        assert torch.allclose(table[:, 1], column)
+        assert bool((hessian_norms(model, cross_entropy, x, labels) <= table * (1 + 1e-9)).all())
 
 
 def test_losses_equal_to_cross_entropy_are_accepted_and_others_refused():
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), images()
     textbook = certify(model, x, lambda z, y: functional.cross_entropy(z, y, reduction="none"))
     assert textbook.upper == certify(model, x).upper
-    with pytest.raises(ValueError, match="got a loss that is not cross-entropy"):
+    with pytest.raises(ValueError, match="expected cross-entropy for certified smoothness"):
         certify(model, x, lambda z, y: 2 * cross_entropy(z, y))
