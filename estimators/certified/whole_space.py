@@ -75,6 +75,8 @@ class _Gradients:
     norm: Tensor
 
 
+# Kept for the last few networks: the bounds over one ball after another are cut with these.
+@lru_cache(maxsize=4)
 def whole_space_bounds(network: Network) -> WholeSpaceBounds:
     """Bounds over all inputs on beta (TRS, Definition 6, section 4.1), B (Theorem 3) and their ingredients.
 

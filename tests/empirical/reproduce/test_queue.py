@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -157,6 +158,22 @@ def test_a_claimed_cell_is_waited_for(tmp_path, monkeypatch):
         assert work(tmp_path, [a, b]) == {}
     assert naps == [["b"]]
     assert names(tmp_path) == ["b"]
+
+
+def test_a_cell_that_another_worker_just_finished_is_left_alone(tmp_path):
+    """It was open at the first look, and finished when the claim was granted."""
+
+    class Late(Store):
+        @contextmanager
+        def claim(self, cell):
+            self.save(cell, {"result": {"by": "another"}, "seconds": {}, "environment": {}})
+            yield True
+
+    cell = Note("a", str(tmp_path))
+    store = Late(tmp_path / "out")
+    assert run_cells([cell], store, Bench(store.ensembles), {}) == {}
+    assert names(tmp_path) == []
+    assert store.load(cell)["result"] == {"by": "another"}
 
 
 def test_damaged_and_foreign_results_are_refused(tmp_path):
