@@ -7,10 +7,11 @@ and named. Both work on parameters, so the input becomes one: a module whose onl
 around a network whose weights are frozen. Each library is called on one sample at a time, as its interface
 has it: PyHessian's power iteration to a tolerance of 1e-4 (the loosest power of ten at which it was within
 1 % of ours), curvlinops' Hessian operator under scipy's Lanczos (eigsh) to 1e-3. They get our cross-entropy:
-with torch's, which loses p - e_y to rounding in float32, several of their norms were off by more than half.
+with torch's, which loses p - e_y to rounding in float32, some of their norms were off by more than half.
 Medians over repetitions; processor time is what to compare on a busy machine. "wrong" labels are y + 1:
 there the spectrum has two sides, and power iteration is slow.
-Models are LeNets and MLPs for 28x28 images, trained for a few epochs on 4,000 handwritten digits.
+Models are LeNets and MLPs for 28x28 images, trained for a few epochs on 4,000 handwritten digits;
+the full run goes through the 5,000 digits again where more samples are asked for.
 """
 
 from __future__ import annotations
