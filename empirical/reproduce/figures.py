@@ -36,7 +36,7 @@ def save_figure(outcome: Outcome, store: Store, folder: Path) -> bool:
         figure = draw(outcome, store)
         # A fixed date and a fixed hash salt keep the files byte-identical from run to run.
         figure.savefig(name.with_suffix(".svg"), metadata={"Date": None}, bbox_inches="tight")
-        figure.savefig(name.with_suffix(".png"), dpi=100, bbox_inches="tight")
+        figure.savefig(name.with_suffix(".png"), dpi=90, bbox_inches="tight")
         plt.close(figure)
     return True
 

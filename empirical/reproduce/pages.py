@@ -56,7 +56,12 @@ def page(outcome: Outcome, drawn: bool) -> str:
         )
     parts += ["## The ensembles", _markdown(_accuracies(outcome))]
     if outcome.warnings:
-        parts += ["## Attacks to doubt", "\n".join(f"- {warning}" for warning in outcome.warnings)]
+        parts += [
+            "## Attacks to look at twice",
+            "\n".join(f"- {warning}" for warning in outcome.warnings),
+            "A gradient of the DLR loss is also zero where the attack has already succeeded and the label is "
+            "no longer among the two likeliest.",
+        ]
     parts += ["## Configuration", _configuration(outcome)]
     return "\n\n".join(parts) + "\n"
 
@@ -95,7 +100,9 @@ def _configuration(outcome: Outcome) -> str:
     plan = outcome.plan
     lines = []
     for setting in _distinct(plan.settings):
-        shares = ", ".join(f"{name.replace('_', ' ')} {each}" for name, each in differences(setting).items())
+        reduced = differences(setting)
+        reduced.pop("model", None)  # part of each recipe
+        shares = ", ".join(f"{name.replace('_', ' ')} {each}" for name, each in reduced.items())
         if shares:
             lines.append(f"- {setting.dataset}, other than the paper (steps as shares of its own): {shares}")
         configs = {column.label: setting.training(column, 0) for column in plan.item.columns}

@@ -50,6 +50,10 @@ class Store:
             {"schema": SCHEMA, "kind": cell.kind, "label": cell.label, "spec": cell.spec, **record},
         )
 
+    def forget(self, cell: Cell) -> None:
+        """Remove a result, if there is one."""
+        self._path(cell).unlink(missing_ok=True)
+
     def load(self, cell: Cell) -> dict[str, Any]:
         """A finished cell's record.
 
@@ -119,6 +123,8 @@ def run_cells(
                 with store.claim(cell) as mine:
                     # Another worker may have finished it between the look and the claim.
                     if mine and not _is_there(cell, store, bench):
+                        # Where only the weights are gone: nobody may take those of a training under way.
+                        store.forget(cell)
                         progress(cell.label, len(cells) - len(waiting) + index)
                         _measure(cell, store, bench, environment, failures)
                         stuck = False
@@ -149,7 +155,7 @@ def _measure(
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         result = cell.measure(bench)
-    except (ValueError, RuntimeError) as error:  # one that cannot be measured must not stop the others
+    except (ValueError, RuntimeError, ImportError) as error:  # the other cells can still be measured
         failures[cell.key] = " ".join(str(error).split())
         return
     seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}

@@ -4,7 +4,8 @@ Two things make a rate uncertain: which ensembles the seeds happened to train, a
 held out. The points are the same for all seeds and methods. The interval of a mean takes Student's interval
 over the seeds and, for the points, the Clopper-Pearson interval of a single ensemble with that rate
 (differences and distances: the normal interval over points, each averaged over the seeds), and adds the two
-in quadrature. That is approximate. With one seed only the points are covered.
+in quadrature. That is approximate. With one seed only the points are covered. A transfer matrix does not keep
+its points: the interval of a difference of two is one over seeds alone.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def _values(kind: str, results: list[Mapping[str, Any]], row: Row, target: str) 
         case "black-box":
             return _survivors(Survival.from_json(result["survivals"][target]), row.measure)
         case "transfer":
-            return np.array([_mean_transfer(TransferMatrix.from_json(result), row.measure)]), 0
+            matrix = TransferMatrix.from_json(result)
+            return np.array([_mean_transfer(matrix, row.measure)]), matrix.samples
         case "slices":
             ray = RAYS.index(row.measure)
             seen = [math.nan if rays is None else rays[ray] for rays in result["distances"]]

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from empirical.attack_presets import BLACK_BOX_MEMBERS, black_box_attacks
 from empirical.attacks import Attack, AttackMethod, CarliniWagner, ElasticNet
 from empirical.config import TrainingConfig
+from empirical.models import ModelConfig
 from empirical.presets import preset
 from empirical.reproduce.items import DATASETS, Column
 
@@ -38,6 +39,7 @@ class Setting:
             may stand for.
         seeds: Number of ensembles trained for each method, unless the command says otherwise.
         epochs: Passes over the training points, None for the preset's.
+        model: Architecture of the members, None for the preset's.
         samples: Most held-out points that are attacked.
         steps: Share of the paper's gradient steps.
         optimiser_steps: Share of the iterations of CW and EAD.
@@ -52,6 +54,7 @@ class Setting:
     radius_factors: Mapping[str, float]
     seeds: int = 3
     epochs: int | None = None
+    model: ModelConfig | None = None
     samples: int = 100_000
     steps: float = 1.0
     optimiser_steps: float = 1.0
@@ -93,7 +96,7 @@ class Setting:
         return max(1, round(steps * self.steps))
 
     def _adapted(self, config: TrainingConfig) -> TrainingConfig:
-        config = config.with_epochs(self.epochs or config.epochs)
+        config = replace(config.with_epochs(self.epochs or config.epochs), model=self.model or config.model)
         # Often enough to lose little, seldom enough to cost little.
         return replace(config, dataset=self.dataset, checkpoint_every=max(1, config.epochs // 10))
 
@@ -108,13 +111,13 @@ def _paper(dataset: str, base: str, **factors: float) -> Setting:
     )
 
 
-_CPU = {
+_CPU: dict[str, dict[str, object]] = {
     "digits": {"samples": 200, "optimiser_steps": 0.2, "restarts": 2, "slice_points": 20,
                "slice_extent": 4.0, "slice_spacing": 0.1},
-    "mnist5k": {"epochs": 8, "samples": 200, "steps": 0.4, "optimiser_steps": 0.1, "restarts": 1,
-                "slice_points": 20},
+    "mnist5k": {"epochs": 10, "model": ModelConfig("mlp", "gelu", (128, 128)), "samples": 200,
+                "optimiser_steps": 0.1, "restarts": 1, "slice_points": 20},
 }  # fmt: skip
-_SMOKE = {
+_SMOKE: dict[str, object] = {
     "epochs": 1, "seeds": 1, "samples": 12, "steps": 0.04, "optimiser_steps": 0.005, "restarts": 1,
     "slice_points": 2, "slice_extent": 2.0, "slice_spacing": 0.5,
 }  # fmt: skip
@@ -123,7 +126,7 @@ _SETTINGS = {
     "smoke": [_small("digits", **_SMOKE)],
     "cpu": [
         *(_small(dataset, **details) for dataset, details in _CPU.items()),
-        _small("fashion-mnist", **_CPU["mnist5k"]),
+        _small("fashion-mnist", **{**_CPU["mnist5k"], "epochs": 2}),
     ],
     "paper": [
         _paper("mnist", "paper-mnist", MNIST=1.0),

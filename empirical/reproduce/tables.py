@@ -269,12 +269,17 @@ def _ensembles(
 
 
 def _warnings(records: Mapping[Cell, Mapping[str, Any]]) -> Iterator[str]:
-    """Attacks that did not work as meant: most gradients zero, or images that are black or out of range."""
+    """Attacks that may not have worked as meant, each once: zero gradients, black or invalid images."""
+    found: dict[str, list[AttackHealth]] = {}
     for cell, record in records.items():
-        if not isinstance(cell, WhiteBoxCell):
-            continue
-        health = AttackHealth.from_json(record["result"]["health"])
-        if health.zero_gradients > 0.05:
-            yield f"{cell.label}: {health.zero_gradients:.0%} of the gradients were zero"
-        if health.black or health.out_of_range:
-            yield f"{cell.label}: {health.black:.1%} black, {health.out_of_range:.1%} out of range"
+        if isinstance(cell, WhiteBoxCell):
+            health = AttackHealth.from_json(record["result"]["health"])
+            found.setdefault(str(cell.attack), []).append(health)
+    for attack, healths in found.items():
+        zero = sorted(health.zero_gradients for health in healths if health.zero_gradients > 0.05)
+        if zero:
+            share = f"{zero[0]:.0%} to {zero[-1]:.0%}"
+            yield f"{attack}: {share} of the gradients were zero, on {len(zero)} of {len(healths)} ensembles"
+        invalid = sum(health.black > 0 or health.out_of_range > 0 for health in healths)
+        if invalid:
+            yield f"{attack}: black images or invalid pixels, on {invalid} of {len(healths)} ensembles"

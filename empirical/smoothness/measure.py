@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
 from typing import Any
 
@@ -23,7 +23,7 @@ from empirical.smoothness.result import BALLS, POINTS, SEGMENTS, SPACE, MemberSt
 from estimators.certified.ball import BallBounds, ball_bounds
 from estimators.certified.cosine import cosines_between
 from estimators.certified.network import Network, UnsupportedLayer, read_network
-from estimators.certified.segment import segment_bounds
+from estimators.certified.segment import largest_on_segments
 from estimators.certified.whole_space import whole_space_bounds
 
 # Smallest distance, as a share of the radius, at which a model with kinks is measured instead of its beta.
@@ -32,6 +32,8 @@ FINITE_SCALE = 1e-3
 SAMPLING_ROUNDING = 1e-4
 # Points at which Hessians are looked at along each segment of the attack.
 _SEGMENT_POINTS = 5
+# Balls between two reports of progress: a convolutional network takes seconds for each.
+_CERTIFIED_AT_ONCE = 16
 
 Progress = Callable[[str], None]
 
@@ -63,10 +65,19 @@ class Subject:
         except UnsupportedLayer as error:
             return cls(name, model, uncertified=str(error))
 
-    def over_balls(self, data: Split, radius: float) -> BallBounds | None:
+    def over_balls(
+        self, data: Split, radius: float, progress: Callable[[str], None] = lambda message: None
+    ) -> BallBounds | None:
         """Certified bounds over the balls, computed once; None where there are none."""
         if self.network is not None and self._balls is None:
-            self._balls = ball_bounds(self.network, data.x, data.y, radius)
+            parts = []
+            for start in range(0, len(data), _CERTIFIED_AT_ONCE):
+                progress(f"{self.name}: balls certified at {start} of {len(data)} points")
+                some = slice(start, start + _CERTIFIED_AT_ONCE)
+                parts.append(ball_bounds(self.network, data.x[some], data.y[some], radius))
+            self._balls = BallBounds(
+                *(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(BallBounds))
+            )
         return self._balls
 
 
@@ -113,7 +124,7 @@ def study_member(
             )
             smoothness[BALLS] = sampled.estimate
             gradient[BALLS] = estimators.gradient_norm_over_balls(model, loss, x, y, settings.radius)
-            balls = subject.over_balls(data, settings.radius)
+            balls = subject.over_balls(data, settings.radius, progress)
             if balls is not None:
                 smoothness[BALLS] = _closed(smoothness[BALLS], balls.hessian)
                 gradient[BALLS] = _closed(gradient[BALLS], balls.gradient_high)
@@ -193,10 +204,7 @@ class _Clock:
 def _along(subject: Subject, x: Tensor, x_adv: Tensor, y: Tensor, seed: int) -> Estimate:
     """Beta on the attack's segments: curvature in their own direction where certified, else Hessian norms."""
     if subject.network is not None:
-        bounds = segment_bounds(subject.network, x.double(), x_adv.double(), y)
-        lower, upper = float(bounds.lower.max()), float(bounds.upper.max())
-        method = f"second derivative along {len(x)} segments, certified by interval 2-jets up to rounding"
-        return Estimate(upper, lower, upper, method=method, samples=len(x))
+        return largest_on_segments(subject.network, x.double(), x_adv.double(), y)
     return estimators.smoothness(
         subject.model, estimators.cross_entropy, x, y, method="segment", x_end=x_adv,
         points=_SEGMENT_POINTS, seed=seed,

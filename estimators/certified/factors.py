@@ -27,6 +27,10 @@ _SLACKS = (0.03, 0.1, 0.3, 1.0, 3.0)
 _POWER_STEPS = 30
 _DIRECTIONS = 20
 
+# For factors scaled to norm 1: what is added so that no multiplier and no pivot vanishes.
+_FLOOR = 1e-14
+_JITTER = 1e-13
+
 
 def spectral_norm(matrix: Tensor) -> float:
     """Upper bound on ||A||_2, exact up to rounding for small matrices and within 1 % for large ones."""
@@ -35,7 +39,7 @@ def spectral_norm(matrix: Tensor) -> float:
         return math.sqrt(max(float(torch.linalg.eigvalsh(gram)[-1]), 0.0))
     level = 1.01 * _largest_eigenvalue_below(gram)
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    while int(torch.linalg.cholesky_ex(level * identity - gram).info):
+    while level > 0 and int(torch.linalg.cholesky_ex(level * identity - gram).info):
         level = 1.01 * level
     return math.sqrt(level)
 
@@ -82,35 +86,37 @@ def activated(factor: Tensor, curve: Curve, goal: Tensor | None) -> Tensor | Non
     Returns:
         (n, n + k), or None if that is too large.
     """
-    if len(factor) * sum(factor.shape) > _ENTRIES:
+    size = float(factor.norm())
+    if len(factor) * sum(factor.shape) > _ENTRIES or not math.isfinite(size):
         return None
-    if goal is None:
-        goal = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    if size == 0:
+        return factor
     low, high = curve.slope_limits
-    centre, radius = (low + high) / 2, (high - low) / 2
+    middle, spread = (low + high) / 2 * factor / size, (high - low) / 2 * factor / size
+    if goal is None or not bool(goal.any()):
+        goal = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
     weight = goal.square().sum(0)
-    weight = weight + 1e-6 * weight.mean() + torch.finfo(weight.dtype).tiny
-    shape = _balanced(radius * factor, weight)
-    scaled = radius * factor / shape.sqrt().unsqueeze(1)
+    weight = weight / weight.mean() + 1e-6
+    shape = _balanced(spread, weight)
+    scaled = spread / shape.sqrt().unsqueeze(1)
     gram = scaled.T @ scaled
-    level = _largest_eigenvalue_below(gram)
-    seen = centre * goal @ factor
+    level = max(_largest_eigenvalue_below(gram), _FLOOR)
+    seen = goal @ middle / goal.norm()
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     best = math.inf
-    slacks = list(_SLACKS)
-    for slack in slacks:
+    for slack in (*_SLACKS, *(2.0**power for power in range(2, 60))):
+        if slack > _SLACKS[-1] and best < math.inf:
+            break
         scale = (1 + slack) * level
         lower, info = torch.linalg.cholesky_ex(identity - gram / scale)
         if int(info):
-            if slack == slacks[-1]:
-                slacks.append(2 * slack)
             continue
         reached = torch.linalg.solve_triangular(lower, seen.T, upper=False)
-        value = float(scale * (weight * shape).sum() + reached.square().sum())
+        value = float(scale * (weight * shape).mean() + reached.square().sum())
         if value < best:
             best, chosen, triangle = value, scale, lower
-    bent = torch.linalg.solve_triangular(triangle, centre * factor.T, upper=False).T
-    return torch.cat([(chosen * shape).sqrt().diag(), bent], 1)
+    bent = torch.linalg.solve_triangular(triangle, middle.T, upper=False).T
+    return size * torch.cat([(chosen * shape).sqrt().diag(), bent], 1)
 
 
 def compressed(factor: Tensor) -> Tensor:
@@ -118,16 +124,17 @@ def compressed(factor: Tensor) -> Tensor:
     rows, columns = factor.shape
     if columns <= rows:
         return factor
-    gram = factor @ factor.T
+    size = float(factor.norm())
+    if not 0 < size < math.inf:
+        return factor
+    gram = (factor / size) @ (factor / size).T
     # Enlarging B B^T by a multiple of the identity keeps the bound and lets rounding do no harm.
-    jitter = 1e-13 * float(gram.diagonal().sum()) + torch.finfo(gram.dtype).tiny
-    while True:
-        lower, info = torch.linalg.cholesky_ex(
-            gram + jitter * torch.eye(rows, dtype=gram.dtype, device=gram.device)
-        )
-        if not int(info):
-            return lower
-        jitter *= 10
+    identity = torch.eye(rows, dtype=gram.dtype, device=gram.device)
+    jitter, failed = _JITTER, 1
+    while failed:
+        lower, info = torch.linalg.cholesky_ex(gram + jitter * identity)
+        jitter, failed = 10 * jitter, int(info)
+    return size * lower
 
 
 def _balanced(factor: Tensor, weight: Tensor) -> Tensor:
@@ -144,15 +151,13 @@ def _balanced(factor: Tensor, weight: Tensor) -> Tensor:
         vectors = torch.nn.functional.normalize(vectors, dim=1)
         vectors = weighted @ (weighted.T @ vectors)
     lengths = vectors.norm(dim=1) / weight
-    return lengths + 1e-9 * lengths.mean() + torch.finfo(lengths.dtype).tiny
+    return lengths + 1e-9 * lengths.mean() + _FLOOR
 
 
 def _largest_eigenvalue_below(gram: Tensor) -> float:
-    """An estimate of the largest eigenvalue, from below."""
-    vector = gram.sum(1) + gram.diagonal()
-    value = 0.0
+    """An estimate of the largest eigenvalue of a positive semidefinite matrix, from below."""
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(len(gram), dtype=torch.float64, generator=generator).to(gram)
     for _ in range(2 * _POWER_STEPS):
-        image = gram @ vector
-        value = float(image.norm() / vector.norm().clamp_min(torch.finfo(gram.dtype).tiny))
-        vector = image / max(value, torch.finfo(gram.dtype).tiny)
-    return max(value, torch.finfo(gram.dtype).tiny)
+        vector = gram @ torch.nn.functional.normalize(vector, dim=0)
+    return float(vector.norm())

@@ -129,6 +129,8 @@ def test_variants_and_surrogates():
     assert last.lambda_b == pytest.approx(4 * own.lambda_b)
     assert last.delta_final == pytest.approx(own.delta_final * 4 / 3)
     assert last.delta_initial == own.delta_initial
+    other = choose_settings("cpu", "mnist5k")["MNIST"].training(Column("TRS", "trs"), 0)
+    assert (other.model.hidden, other.epochs, other.dataset) == ((128, 128), 10, "mnist5k")
     assert [config.members for config in setting.surrogates(2)] == [3, 5, 8]
     assert {config.seed for config in setting.surrogates(2)} == {SURROGATE_SEED + 2}
 

@@ -45,7 +45,7 @@ class Note(Cell):
         with open(Path(self.folder) / "log", "a") as file:
             file.write(f"{self.name} {os.getpid()}\n")
         if self.then == "fail":
-            raise ValueError(f"no way to measure {self.name}")
+            raise ImportError(f"no way to measure {self.name}")
         if self.then == "interrupt":
             raise KeyboardInterrupt
         if self.then == "slow":
@@ -216,3 +216,23 @@ def test_a_lost_ensemble_is_trained_again_only_where_it_is_needed(tmp_path):
     assert run_cells([training, follower], store, bench, {}) == {}
     assert checkpoint.read_bytes() == before
     assert names(tmp_path) == ["after"]
+
+
+def test_a_half_trained_ensemble_is_nobodys(tmp_path, monkeypatch):
+    """While a lost one is trained again, its checkpoint lies there before it is finished: no record does."""
+    config = TrainingConfig(dataset="blobs", model=ModelConfig("mlp", hidden=(4,)), members=2, epochs=1)
+    training = TrainingCell(config)
+    store = Store(tmp_path / "out")
+    store.save(training, {"result": {}, "seconds": {}, "environment": {}})
+    seen = []
+    measure = TrainingCell.measure
+
+    def watched(cell, bench):
+        seen.append(store.finished(cell))
+        return measure(cell, bench)
+
+    monkeypatch.setattr(TrainingCell, "measure", watched)
+    follower = Note("after", str(tmp_path), needs_=(training,))
+    assert run_cells([training, follower], store, Bench(store.ensembles), {}) == {}
+    assert seen == [False]
+    assert store.load(training)["result"]["samples"] > 0

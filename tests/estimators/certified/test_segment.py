@@ -1,6 +1,7 @@
 """Segment certificates: closed forms, soundness on random networks, tightness, what the budget buys."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from empirical.models import SOFTPLUS_THRESHOLD, ModelConfig, ResidualSum, build
 from estimators import cross_entropy, margin, remainder
 from estimators.certified import segment
 from estimators.certified.network import UnsupportedLayer, read_network
-from estimators.certified.segment import segment_bounds, segment_smoothness
+from estimators.certified.segment import largest_on_segments, segment_bounds, segment_smoothness
 
 
 def bends(function, start, end, points=65):
@@ -335,3 +336,18 @@ def test_what_does_not_fit_is_refused():
         segment_smoothness(model, cross_entropy, x, x + 1, y, tolerance=1.0)
     with pytest.raises(UnsupportedLayer, match="LayerNorm"):
         segment_smoothness(nn.Sequential(nn.LayerNorm(3), model).double(), cross_entropy, x, x + 1, y)
+
+
+def test_the_largest_over_all_segments_is_that_of_the_segments_one_by_one():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x, step = torch.randn(2, 30, 4, dtype=torch.float64)
+    y, network = torch.arange(30) % 3, read_network(model, x)
+    alone = segment_bounds(network, x, x + 2 * step, y)
+    found = largest_on_segments(network, x, x + 2 * step, y)
+    truth = float(loss_bends(model, x, x + 2 * step, y, 401).abs().max())
+    assert truth * (1 - 1e-9) <= found.upper <= 1.02 * found.lower * (1 + 1e-9)
+    assert found.lower == pytest.approx(truth, rel=0.02)
+    assert found.upper == pytest.approx(float(alone.upper.max()), rel=0.02)
+    # Far fewer pieces than all segments take one by one.
+    assert int(re.search(r"on (\d+) pieces", found.method)[1]) < int(alone.pieces.sum())

@@ -221,7 +221,8 @@ def test_rotations_of_the_input_change_nothing():
     with torch.no_grad():
         model[0].weight.copy_(model[0].weight @ rotation)
     after = bounds_of(model, x)
-    torch.testing.assert_close(after.smoothness, before.smoothness, rtol=1e-6, atol=0)
+    # The bound holds for whatever multipliers are found, and they depend a little on the starting vector.
+    torch.testing.assert_close(after.smoothness, before.smoothness, rtol=1e-4, atol=0)
     torch.testing.assert_close(after.bend, before.bend, rtol=1e-6, atol=1e-12)
 
 
@@ -312,6 +313,29 @@ def blobs():
     patterns = torch.randn(3, 1, 4, 4, generator=generator, dtype=torch.float64)
     y = torch.arange(60) % 3
     return patterns[y] + 0.3 * torch.randn(60, 1, 4, 4, generator=generator, dtype=torch.float64), y
+
+
+@pytest.mark.parametrize("layer", [0, 2, 4])
+def test_a_layer_of_zeros_makes_a_constant_network_with_bounds_of_zero(layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Softplus(), nn.Linear(4, 2)
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        model[layer].weight.zero_()
+    found = bounds_of(model, torch.zeros(2, 3, dtype=torch.float64))
+    for values in (found.lipschitz, found.bend, found.smoothness, found.gradient):
+        assert float(values.max()) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-120, 1e120])
+def test_extreme_weights_neither_overflow_nor_vanish(scale):
+    model = mlp(nn.Tanh())
+    x = torch.randn(2, 4, dtype=torch.float64)
+    before = bounds_of(model, x)
+    with torch.no_grad():
+        model[2].weight.mul_(scale)
+    torch.testing.assert_close(bounds_of(model, x).lipschitz / scale, before.lipschitz, rtol=1e-6, atol=0)
 
 
 def test_no_bound_is_negative_or_undefined(random_network):
