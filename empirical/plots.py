@@ -33,14 +33,14 @@ STATEMENT_STYLES: dict[str, tuple[str, Any]] = {
     "theorem-3": (COLOURS[1], "-."),
     "theorem-4": (COLOURS[1], "-."),
     "theorem-1-repaired": (COLOURS[2], (0, (3, 1))),
-    "refined-r6": (COLOURS[2], (0, (3, 1))),
-    "refined-r6-pointwise": (COLOURS[3], (0, (3, 1, 1, 1))),
+    "refined-r6": (COLOURS[6], (0, (3, 1))),
+    "refined-r6-pointwise": (COLOURS[6], (0, (3, 1, 1, 1))),
     "theorem-3-repaired": (COLOURS[2], (0, (5, 1))),
     "theorem-4-repaired": (COLOURS[2], (0, (5, 1))),
     "refined-r3": (COLOURS[3], (0, (1, 1))),
     "refined-r3-untargeted": (COLOURS[3], (0, (1, 1))),
-    "refined-r4": (COLOURS[3], (0, (5, 1, 1, 1))),
-    "refined-cantelli": (COLOURS[3], (0, (5, 2))),
+    "refined-r4": (COLOURS[5], (0, (5, 1, 1, 1))),
+    "refined-cantelli": (COLOURS[4], (0, (5, 2))),
 }
 STYLE: dict[Any, Any] = {
     "font.size": 9,
