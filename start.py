@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "set-up-for"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+# Two processes of one thread each, a file of tests on one of them: what is trained for a file is trained once.
+TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")
 COMMANDS = {
     "bound-vs-empirical": ("empirical.cli", "bound_vs_empirical"),
     "train-ensemble": ("empirical.cli", "train_ensemble"),
@@ -62,8 +64,8 @@ def test(arguments: list[str]) -> int:
         ("-m", "ruff", "check", "."),
         ("-m", "ruff", "format", "--check", "."),
         ("-m", "mypy"),
-        ("-m", "pytest", "-q", "-m", "not slow"),
-        ("-m", "pytest", "-q", "-m", "slow"),
+        ("-m", "pytest", "-q", *TWO_AT_ONCE, "-m", "not slow"),
+        ("-m", "pytest", "-q", *TWO_AT_ONCE, "-m", "slow"),
     )
     for step in steps:
         print("+", *step[1:], file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from empirical.attack_presets import BLACK_BOX_MEMBERS
 from empirical.config import TrainingConfig
 from empirical.files import parse_json, write_json, write_text
 from empirical.reproduce.figures import save_figure
-from empirical.reproduce.items import BlackBox
+from empirical.reproduce.items import ITEMS, BlackBox
 from empirical.reproduce.queue import Store
 from empirical.reproduce.scales import SURROGATE_SEED, Setting, differences
 from empirical.reproduce.tables import Outcome, claim_table, side_by_side
@@ -159,19 +159,26 @@ def _markdown(table: Table) -> str:
 
 
 def _index(folder: Path) -> str:
-    """The index of all pages in the folder, with the answers to the claims."""
-    parts, claims, versions = [], [], set()
-    for path in sorted(folder.glob("*.json")):
+    """The index of all pages in the folder, in the paper's order, with the answers to the claims."""
+    pages, claims, versions = [], [], set()
+    for path in (folder / f"{name}.json" for name in ITEMS):
+        if not path.exists():
+            continue
         found = parse_json(path.read_text(encoding="utf-8"))
-        name, title = found["item"], found["title"]
-        state = f", **{found['missing_cells']} cells missing**" if found["missing_cells"] else ""
-        parts.append(
-            f"- [{_printed_name(name)}]({name}.md): {title}, scale {found['scale']}, "
-            f"{found['cpu_seconds']:.0f} s of CPU time, some shared with other pages{state}"
-        )
-        versions |= {", ".join(f"{k} {v}" for k, v in each.items()) for each in found["environments"]}
-        claims += [(each["answer"], each["claim"], f"[{name}]({name}.md)") for each in found["claims"]]
-    table = Table("The paper's claims, on what was measured here", ("answer", "claim", "page"), tuple(claims))
-    title = "# The paper's tables and figures, measured anew"
-    measured = f"Measured with {'; '.join(sorted(versions))}. Data, seeds and recipes stand on each page."
-    return "\n\n".join([title, "\n".join(parts), measured, _markdown(table)]) + "\n"
+        link = f"[{_printed_name(found['item'])}]({found['item']}.md)"
+        seeds = max(map(len, found["seeds"].values()))
+        state = f"{found['missing_cells']} cells missing" if found["missing_cells"] else "complete"
+        time = f"{found['cpu_seconds']:.0f}"
+        pages.append((link, found["title"], found["measured_on"], found["scale"], str(seeds), time, state))
+        claims += [(each["answer"], each["claim"], found["measured_on"], link) for each in found["claims"]]
+        versions |= {", ".join(f"{name} {value}" for name, value in each.items())
+                     for each in found["environments"]}  # fmt: skip
+    header = ("page", "shows what the paper shows as", "measured on", "scale", "seeds", "CPU s", "state")
+    parts = [
+        "# The paper's tables and figures, measured anew",
+        _markdown(Table("Pages (CPU time of all cells of a page, some shared with others)", header, tuple(pages))),
+        f"Measured with {'; '.join(sorted(versions))}. Recipes stand on each page.",
+        _markdown(Table("The paper's claims, and the answer of what was measured here",
+                        ("answer", "claim of the paper", "measured on", "page"), tuple(claims))),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"

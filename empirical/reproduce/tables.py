@@ -75,12 +75,19 @@ class Outcome:
     seconds: float
     environments: tuple[Mapping[str, str], ...]
 
+    @property
+    def measured_on(self) -> str:
+        """The data sets that stand for the paper's."""
+        return ", ".join(sorted({setting.dataset for setting in self.plan.settings.values()}))
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping."""
         return {
             "item": self.plan.item.name,
             "title": self.plan.item.title,
             "scale": self.scale,
+            "measured_on": self.measured_on,
+            "seeds": {name: list(seeds) for name, seeds in self.plan.seeds.items()},
             "entries": [
                 {**line, "by_seed": _by_seed(entry)}
                 for line, entry in zip(_lines(self), self.entries, strict=True)
@@ -196,9 +203,8 @@ def side_by_side(outcome: Outcome) -> Table:
 
 def claim_table(outcome: Outcome) -> Table:
     """Each claim of the paper with the answer, and the number on which it rests."""
-    sets = ", ".join(sorted({setting.dataset for setting in outcome.plan.settings.values()}))
     rows = [
-        (verdict.answer, verdict.claim.words, verdict.claim.source, sets, _reason(verdict))
+        (verdict.answer, verdict.claim.words, verdict.claim.source, outcome.measured_on, _reason(verdict))
         for verdict in outcome.verdicts
     ]
     header = ("answer", "claim of the paper", "source", "measured on", "decided by")

@@ -130,7 +130,7 @@ def test_no_point_of_a_ball_leaves_the_ranges(random_network):
 @pytest.mark.slow
 def test_no_point_of_a_ball_leaves_the_ranges_of_many_networks(random_network):
     """The same for hundreds of networks."""
-    attack_random_networks(random_network, range(16, 216))
+    attack_random_networks(random_network, range(16, 316))
 
 
 def test_exact_at_radius_zero(random_network):
