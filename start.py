@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "set-up-for"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-# Two processes of one thread each, a file of tests on one of them: what is trained for a file is trained once.
+# Two processes of one thread each; a file's tests share one, so that what they train is trained once.
 TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")
 COMMANDS = {
     "bound-vs-empirical": ("empirical.cli", "bound_vs_empirical"),
