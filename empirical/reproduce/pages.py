@@ -176,7 +176,7 @@ def _index(folder: Path) -> str:
     header = ("page", "shows what the paper shows as", "measured on", "scale", "seeds", "CPU s", "state")
     parts = [
         "# The paper's tables and figures, measured anew",
-        _markdown(Table("Pages (CPU time of all cells of a page, some shared with others)", header, tuple(pages))),
+        _markdown(Table("Pages (CPU time of a page's cells, some shared with others)", header, tuple(pages))),
         f"Measured with {'; '.join(sorted(versions))}. Recipes stand on each page.",
         _markdown(Table("The paper's claims, and the answer of what was measured here",
                         ("answer", "claim of the paper", "measured on", "page"), tuple(claims))),

@@ -59,7 +59,7 @@ class Subject:
     def of(cls, name: str, model: nn.Module, x: Tensor, *, certify: bool) -> Subject:
         """Read the model as far as certificates need it."""
         if not certify:
-            return cls(name, model, uncertified="not asked for")
+            return cls(name, model, uncertified="not asked for (--certify)")
         try:
             return cls(name, model, read_network(model, x))
         except UnsupportedLayer as error:
