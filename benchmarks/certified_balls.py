@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/certified_balls.py --models FOLDER [--output FILE]
 
 For each test point and radius: the certified bound over the Hessian norm that ascent in the same ball finds,
-the width of the certified range of the cosine of the members' gradients, and the processor time of one thread.
+the width of the certified range of the cosine of the members' gradients, and processor time of one thread.
 "earlier" is the median ratio that an earlier study measured on models of the same kind; its convolutional
 network was another one.
 """

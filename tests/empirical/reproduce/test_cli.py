@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from empirical.reproduce.cli import reproduce
 from empirical.reproduce.items import ITEMS
@@ -35,7 +36,17 @@ def test_bad_input_is_one_line(arguments, words, capsys, tmp_path):
     assert not list(tmp_path.glob("cells/*"))
 
 
+@pytest.fixture
+def one_thread():
+    """Networks this small are slower with two, and far slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_everything_at_the_smallest_scale(tmp_path, capsys):
     """Every table and figure; a second call measures nothing and prints the same."""
     arguments = ["all", "--scale", "smoke", "--output", str(tmp_path), "--json"]
