@@ -54,8 +54,8 @@ def test_the_main_job_leaves_results_figures_and_a_report(finished):
     assert [result.name for result in comparison.ensembles] == ["vanilla", "trs"]
     for result in comparison.ensembles:
         assert result.members == 3
-        # 6 ordered pairs, 2 radii, 8 statements, 2 stand-ins for beta
-        assert len(result.rows) == 6 * 2 * 8 * 2
+        # 6 ordered pairs, 2 radii, 6 untargeted and 7 targeted statements, 2 stand-ins for beta
+        assert len(result.rows) == 6 * 2 * (6 + 7) * 2
         assert {row.verdict for row in result.rows} <= {
             "consistent",
             "inconclusive",
