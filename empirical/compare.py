@@ -35,7 +35,7 @@ from empirical.robustness import robust_accuracy
 from empirical.transfer import matrix_from_attacks
 from empirical.transfer_matrix import TransferMatrix
 from estimators.certified.network import Network, UnsupportedLayer, read_network
-from estimators.certified.segment import segment_bounds
+from estimators.certified.segment import largest_on_segments
 from estimators.certified.whole_space import whole_space_bounds
 from estimators.distribution import Distribution
 from estimators.points import CleanPoints, measure_attack, measure_points
@@ -60,6 +60,8 @@ ROBUSTNESS_ATTACK = Attack(method="pgd", norm="linf", eps=0.1, steps=50)
 ROUNDING = 1e-6
 # Enough to close the bracket of shallow networks; more would be spent on deep ones only.
 _SEGMENT_PIECES = 64
+# Certifying beta over all inputs takes seconds up to this size of the Jacobians, and minutes beyond.
+_WHOLE_SPACE_ENTRIES = 2_000_000
 
 
 def compare(
@@ -218,10 +220,9 @@ class _Study:
         network = self.networks[index]
         if network is None:
             return estimators.smoothness(member, loss, self.data.x, labels, method="segment", x_end=x_adv)
-        bounds = segment_bounds(network, self.data.x.double(), x_adv.double(), labels, pieces=_SEGMENT_PIECES)
-        upper = float(bounds.upper.max())
-        method = "second derivatives along the attack's segments, certified up to rounding"
-        return Estimate(upper, float(bounds.lower.max()), upper, method=method, samples=len(x_adv))
+        return largest_on_segments(
+            network, self.data.x.double(), x_adv.double(), labels, pieces=_SEGMENT_PIECES
+        )
 
 
 def judge(bound: BoundValue, measured: Estimate) -> tuple[float | None, str, str]:
@@ -279,9 +280,15 @@ def _bracket(members: Sequence[nn.Module], networks: Sequence[Network | None], d
     readable = [network for network in networks if network is not None]
     if len(readable) < len(networks):
         return sampled
+    if max(_jacobian_entries(network) for network in readable) > _WHOLE_SPACE_ENTRIES:
+        return replace(sampled, method=f"{sampled.method}; too large to certify within a comparison")
     certified = max(float(whole_space_bounds(network).smoothness.max()) for network in readable)
     method = f"{sampled.method}; upper end certified over all inputs, up to rounding"
     return replace(sampled, value=certified, upper=certified, method=method)
+
+
+def _jacobian_entries(network: Network) -> int:
+    return math.prod(network.shapes[0]) * sum(math.prod(shape) for shape in network.shapes)
 
 
 def _benign_summary(points: CleanPoints) -> dict[str, float]:
