@@ -9,6 +9,7 @@ from estimators.certified.ball import BallBounds, ball_bounds
 from estimators.certified.chain import PROOF_LINES, SmoothnessChain, smoothness_chain
 from estimators.certified.clarke import BallTransfer, certify_transfer, clarke_certificate
 from estimators.certified.cosine import certified_gradient_range, cosine_range, margin_curvature
+from estimators.certified.lipschitz import lipschitz_constants
 from estimators.certified.network import Network, UnsupportedLayer, read_network
 from estimators.certified.ranges import logit_gap_ranges, loss_range
 from estimators.certified.segment import SegmentBounds, segment_bounds, segment_smoothness
@@ -30,6 +31,7 @@ __all__ = [
     "certify_transfer",
     "clarke_certificate",
     "cosine_range",
+    "lipschitz_constants",
     "logit_gap_ranges",
     "loss_range",
     "margin_curvature",
