@@ -30,6 +30,7 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "optimizer": ("adam or sgd", lambda v: v in ("adam", "sgd")),
     "lr": ("a number > 0", lambda v: _is_number(v, lambda x: x > 0)),
     "weight_decay": ("a number >= 0", lambda v: _is_number(v, lambda x: x >= 0)),
+    "adam_epsilon": ("a number > 0", lambda v: _is_number(v, lambda x: x > 0)),
     "momentum": ("a number in [0, 1)", lambda v: _is_number(v, lambda x: 0 <= x < 1)),
     "schedule": ("constant, onecycle or steps", lambda v: v in ("constant", "onecycle", "steps")),
     "milestones": ("rising whole numbers >= 1", lambda v: _are_rising(v)),
@@ -62,6 +63,7 @@ class TrainingConfig:
         optimizer: `adam` or `sgd`.
         lr: Learning rate, under `onecycle` the largest one.
         weight_decay: Weight of the squared weights (halved), as torch's optimisers have it.
+        adam_epsilon: What `adam` adds to the root of its second moment.
         momentum: Momentum of `sgd`.
         schedule: Of the learning rate: `constant`, `onecycle` (up in the first 30 % of the steps, then down
             to about 0) or `steps`.
@@ -87,6 +89,7 @@ class TrainingConfig:
     optimizer: str = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
+    adam_epsilon: float = 1e-8
     momentum: float = 0.0
     schedule: str = "constant"
     milestones: tuple[int, ...] = ()

@@ -21,6 +21,7 @@ from empirical.data import Dataset, Split, load_dataset
 from empirical.ensemble import Ensemble
 from empirical.pipeline import draw_points, load_trained, train_all
 from empirical.protocols.blackbox import black_box
+from empirical.protocols.geometry import measure_geometry
 from empirical.protocols.slices import RAYS, boundary_slice
 from empirical.protocols.whitebox import white_box_cell
 from empirical.training import find_device
@@ -240,6 +241,31 @@ class TransferCell(Cell):
             self.attack,
             pixel_range=bench.data(dataset).pixel_range,
         ).to_json()
+
+
+@dataclass(frozen=True)
+class GeometryCell(Cell):
+    """Similarity, gradient size and smoothness of an ensemble's members."""
+
+    kind: ClassVar[str] = "geometry"
+    target: TrainingCell
+    samples: int
+
+    @property
+    def label(self) -> str:
+        return f"similarity and smoothness of {_name(self.target)}"
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"target": self.target.key, "samples": self.samples}
+
+    @property
+    def needs(self) -> tuple[TrainingCell, ...]:
+        return (self.target,)
+
+    def measure(self, bench: Bench) -> dict[str, Any]:
+        points = bench.points(self.target.config.dataset, self.samples)
+        return measure_geometry(self.target.ensemble(bench), points).to_json()
 
 
 @dataclass(frozen=True)

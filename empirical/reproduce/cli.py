@@ -27,7 +27,9 @@ def _parser() -> argparse.ArgumentParser:
         "work. Exit status: 0 fine, 1 a part could not be measured, 2 bad input.",
     )
     parser.add_argument(
-        "item", nargs="*", help="table-1 ... table-8, figure-3, figure-4, figure-5, or all; see --list"
+        "item",
+        nargs="*",
+        help="table-1 ... table-8, figure-3, figure-4, figure-5, all of these, or deviations; see --list",
     )
     parser.add_argument("--list", action="store_true", help="show what can be measured, and at which scales")
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="default: cpu")
@@ -61,7 +63,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     from empirical.reproduce.plan import make_plans
     from empirical.reproduce.queue import Store, run_cells
     from empirical.reproduce.scales import choose_settings
-    from empirical.reproduce.tables import claim_table, collect, side_by_side
+    from empirical.reproduce.tables import claim_table, collect, number_tables
     from empirical.training import find_device
 
     if options.list:
@@ -97,7 +99,8 @@ def _reproduce(options: argparse.Namespace) -> int:
         for outcome in outcomes:
             item = outcome.plan.item
             print(f"{item.name}: {item.title} (scale {options.scale})")
-            print(side_by_side(outcome).to_text(), end="\n\n")
+            for table in number_tables(outcome):
+                print(table.to_text(), end="\n\n")
             if outcome.verdicts:
                 print(claim_table(outcome).to_text(), end="\n\n")
     labels = {cell.key: cell.label for cell in cells}

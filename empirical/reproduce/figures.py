@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from empirical.plots import COLOURS, STYLE  # first: it chooses the backend
-from empirical.reproduce.items import Transfer
+from empirical.reproduce.contrasts import contrasts
+from empirical.reproduce.entries import Entry
+from empirical.reproduce.items import ROBUST, Transfer
 from empirical.reproduce.queue import Store
-from empirical.reproduce.tables import Entry, Outcome
+from empirical.reproduce.tables import Outcome
 from empirical.transfer_matrix import TransferMatrix
 
 from matplotlib import pyplot as plt  # isort: skip
@@ -160,8 +162,40 @@ def _boundary(axes: Axes, found: Mapping) -> None:
     axes.set_title(f"point {found['point']}, label {found['label']}", fontsize=8)
 
 
+def contrast_plot(outcome: Outcome, store: Store) -> Figure:
+    """What each change does to robust accuracy: a panel for each column compared with, a marker a radius."""
+    found = [each for each in contrasts(outcome.entries) if each.row.measure == ROBUST]
+    sides = list(dict.fromkeys(each.column.against for each in found))
+    rows = list(dict.fromkeys(each.row for each in found))
+    names = {side: list(dict.fromkeys(each.column.label for each in found if each.column.against == side))
+             for side in sides}  # fmt: skip
+    height = 0.3 * max(map(len, names.values())) + 1.2
+    figure, panels = plt.subplots(
+        1, len(sides), figsize=(5.6 * len(sides), height), squeeze=False, sharex=True, layout="constrained"
+    )
+    for axes, side in zip(panels[0], sides, strict=True):
+        axes.axvline(0, color="0.6", linewidth=0.8)
+        for index, row in enumerate(rows):
+            here = [each for each in found if (each.row, each.column.against) == (row, side)]
+            values = 100 * np.array([each.difference.value for each in here])
+            ends = 100 * np.array([[each.difference.lower, each.difference.upper] for each in here])
+            # The two radii a little apart, so that neither hides the other.
+            heights = np.array([names[side].index(each.column.label) for each in here]) + 0.24 * (index - 0.5)
+            axes.errorbar(values, heights, xerr=np.abs(ends.T - values), fmt=MARKERS[index], markersize=4,
+                          color=COLOURS[index], capsize=2, linewidth=1,
+                          label=f"{row.label} {row.parameter}")  # fmt: skip
+        axes.set_yticks(range(len(names[side])), names[side])
+        axes.invert_yaxis()
+        axes.set_title(f"less {side}")
+        axes.set_xlabel("difference in robust accuracy, points")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
 DRAWINGS: Mapping[str, Callable[[Outcome, Store], Figure]] = {
     "curves": robustness_curves,
     "matrices": transfer_matrices,
     "slices": boundaries,
+    "contrasts": contrast_plot,
 }

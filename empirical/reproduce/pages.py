@@ -8,11 +8,12 @@ from pathlib import Path
 from empirical.attack_presets import BLACK_BOX_MEMBERS
 from empirical.config import TrainingConfig
 from empirical.files import parse_json, write_json, write_text
+from empirical.reproduce.contrasts import contrasts, findings
 from empirical.reproduce.figures import save_figure
 from empirical.reproduce.items import ITEMS, BlackBox
 from empirical.reproduce.queue import Store
 from empirical.reproduce.scales import SURROGATE_SEED, Setting, differences
-from empirical.reproduce.tables import Outcome, claim_table, side_by_side
+from empirical.reproduce.tables import Outcome, claim_table, number_tables
 from empirical.summary import Table
 
 _READING = """\
@@ -46,7 +47,7 @@ def page(outcome: Outcome, drawn: bool) -> str:
         parts.append(item.remark)
     if drawn:
         parts.append(f"![{item.title}, scale {outcome.scale}]({item.name}.png)")
-    parts += [_markdown(side_by_side(outcome)), _READING]
+    parts += [*_numbers(outcome), _READING]
     if outcome.verdicts:
         parts += ["## What the paper claims", _markdown(claim_table(outcome))]
         parts.append(
@@ -64,6 +65,19 @@ def page(outcome: Outcome, drawn: bool) -> str:
         ]
     parts += ["## Configuration", _configuration(outcome)]
     return "\n\n".join(parts) + "\n"
+
+
+def _numbers(outcome: Outcome) -> list[str]:
+    """The item's tables, and what its contrasts say in words."""
+    parts = [_markdown(table) for table in number_tables(outcome)]
+    if found := list(contrasts(outcome.entries)):
+        parts += [
+            "Shares are in per cent, their differences in points. Nothing is corrected for the number of "
+            "differences: of twenty true zeros one may look like a difference.",
+            "## In words",
+            "\n".join(f"- {sentence}" for sentence in findings(found)),
+        ]
+    return parts
 
 
 def _how(outcome: Outcome) -> str:
@@ -135,7 +149,12 @@ def _recipe(config: TrainingConfig) -> str:
 def _method(config: TrainingConfig) -> str:
     objective = config.objective.to_json()
     name = objective.pop("name")
-    weights = ", ".join(f"{each} {value}" for each, value in objective.items())
+    # Of switches, those that are on.
+    weights = ", ".join(
+        each if value is True else f"{each} {value}"
+        for each, value in objective.items()
+        if value is not False
+    )
     return f"{name} ({weights})" if weights else name
 
 

@@ -9,13 +9,14 @@ from functools import cached_property
 from empirical.reproduce.cells import (
     BlackBoxCell,
     Cell,
+    GeometryCell,
     SliceCell,
     TrainingCell,
     TransferCell,
     WhiteBoxCell,
     with_needs,
 )
-from empirical.reproduce.items import BlackBox, Column, Item, Row, Slice, Transfer, WhiteBox, Worst
+from empirical.reproduce.items import BlackBox, Column, Curves, Item, Row, Slice, Transfer, WhiteBox, Worst
 from empirical.reproduce.scales import Setting
 
 
@@ -57,6 +58,8 @@ class Plan:
             case Slice():
                 grid = (setting.slice_points, setting.slice_extent, setting.slice_spacing)
                 return SliceCell(target, *grid)
+            case Curves():
+                return GeometryCell(target, setting.samples)
             case _:  # not attacked
                 return target
 

@@ -5,7 +5,8 @@ held out. The points are the same for all seeds and methods. The interval of a m
 over the seeds and, for the points, the Clopper-Pearson interval of a single ensemble with that rate
 (differences and distances: the normal interval over points, each averaged over the seeds), and adds the two
 in quadrature. That is approximate. With one seed only the points are covered. A transfer matrix does not keep
-its points: the interval of a difference of two is one over seeds alone.
+its points, nor do similarity and smoothness: their intervals, and those of differences of two matrices, are
+over seeds alone, and with one seed infinite, for nothing is known of either.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from scipy.stats import norm, t
 from bounds.estimate import Estimate
 from empirical.protocols.slices import RAYS
 from empirical.protocols.survival import Survival, worst_case
-from empirical.reproduce.items import CONDITIONAL, DEFINITION_7, ON_ITSELF, Column, Row, Slice
+from empirical.reproduce.items import (
+    CONDITIONAL,
+    DEFINITION_7,
+    GEOMETRY,
+    ON_ITSELF,
+    WEAKEST,
+    Column,
+    Row,
+)
 from empirical.reproduce.plan import Plan
 from empirical.reproduce.queue import Store
 from empirical.transfer_matrix import TransferMatrix
@@ -62,8 +71,15 @@ class Reading:
         lower, upper = mean - math.hypot(spread, below), mean + math.hypot(spread, above)
         if any(self.trials.values()):
             lower, upper = max(lower, 0.0), min(upper, 1.0)
+        if seeds == 1 and not self._has_points:
+            lower, upper = -math.inf, math.inf
         what = f"Student over {seeds} seeds and points" if seeds > 1 else "points of one seed"
         return Estimate(mean, lower, upper, failure_probability=1 - CONFIDENCE, method=what)
+
+    @property
+    def _has_points(self) -> bool:
+        """Whether anything is known of how much the points alone let the mean err."""
+        return any(self.trials.values()) or all(len(values) > 1 for values in self.values.values())
 
     def _points_interval(self, mean: float) -> tuple[float, float]:
         """How far the points alone let the mean err below and above."""
@@ -102,7 +118,7 @@ def read(plan: Plan, store: Store, row: Row, column: Column) -> Reading | None:
             found, number = _values(cells[0].kind, results, row, target)
             if not np.isnan(found).all():
                 values[seed], trials[seed] = found, number
-    return Reading(values, trials, not isinstance(row.protocol, Slice)) if values else None
+    return Reading(values, trials, row.is_share) if values else None
 
 
 def _values(kind: str, results: list[Mapping[str, Any]], row: Row, target: str) -> tuple[Floats, int]:
@@ -110,7 +126,7 @@ def _values(kind: str, results: list[Mapping[str, Any]], row: Row, target: str) 
     result = results[0]
     match kind:
         case "ensemble":
-            return np.array([result["ensemble"]]), result["samples"]
+            return np.array([result["weakest" if row.measure == WEAKEST else "ensemble"]]), result["samples"]
         case "white-box":
             survivals = [Survival.from_json(each["survival"]) for each in results]
             return _survivors(worst_case(survivals), row.measure)
@@ -119,6 +135,9 @@ def _values(kind: str, results: list[Mapping[str, Any]], row: Row, target: str) 
         case "transfer":
             matrix = TransferMatrix.from_json(result)
             return np.array([_mean_transfer(matrix, row.measure)]), matrix.samples
+        case "geometry":
+            found = result[GEOMETRY[row.measure]]
+            return np.array([math.nan if found is None else found]), 0
         case "slices":
             ray = RAYS.index(row.measure)
             seen = [math.nan if rays is None else rays[ray] for rays in result["distances"]]

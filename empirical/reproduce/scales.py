@@ -67,8 +67,8 @@ class Setting:
         """How the ensemble of a column is trained."""
         config = preset(self.base, column.method)
         changes = {name: factor * getattr(config.objective, name) for name, factor in column.factors}
-        objective = replace(config.objective, **changes)  # type: ignore[type-var]
-        return self._adapted(replace(config, objective=objective, seed=seed))
+        objective = replace(config.objective, **changes, **dict(column.parameters))  # type: ignore[type-var]
+        return self._adapted(replace(config, objective=objective, seed=seed, **dict(column.recipe)))
 
     def surrogates(self, seed: int) -> tuple[TrainingConfig, ...]:
         """How the black-box surrogates for the targets of a seed are trained: no defence, 3, 5, 8 members."""

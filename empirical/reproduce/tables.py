@@ -8,45 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bounds.estimate import Estimate
+from bounds.estimate import json_number
 from empirical.attacks import Attack, AttackHealth, AttackMethod
 from empirical.reproduce.cells import Cell, WhiteBoxCell
 from empirical.reproduce.claims import Verdict, claims_on, judge
-from empirical.reproduce.items import BlackBox, Clean, Column, Row, Slice, Transfer, WhiteBox, Worst
+from empirical.reproduce.contrasts import contrast_table, contrasts, value_table
+from empirical.reproduce.entries import Entry, in_words
+from empirical.reproduce.items import BlackBox, Clean, Curves, Row, Slice, Transfer, WhiteBox, Worst
 from empirical.reproduce.plan import Plan
-from empirical.reproduce.printed import Printed, printed_numbers
+from empirical.reproduce.printed import printed_numbers
 from empirical.reproduce.queue import Store
-from empirical.reproduce.readings import Reading, read
+from empirical.reproduce.readings import read
 from empirical.summary import Table
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One number of an item.
-
-    Attributes:
-        row: Its row.
-        column: Its column.
-        printed: The paper's number, None where it prints none.
-        measured_as: Data set and what was run there, in words.
-        reading: What was measured, None where nothing was.
-    """
-
-    row: Row
-    column: Column
-    printed: Printed | None
-    measured_as: str
-    reading: Reading | None
-
-    @property
-    def unit(self) -> float:
-        """What readings are multiplied by: rates are shown in per cent, distances as they are."""
-        return 1.0 if isinstance(self.row.protocol, Slice) else 100.0
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """The mean over seeds with its interval."""
-        return self.reading.estimate() if self.reading else None
 
 
 @dataclass(frozen=True)
@@ -108,6 +81,7 @@ class Outcome:
                 }
                 for verdict in self.verdicts
             ],
+            "contrasts": [each.to_json() for each in contrasts(self.entries)],
             "ensembles": [
                 {"dataset": dataset, "column": column, "lowest_accuracy": low, "weakest_member": weakest}
                 for dataset, column, low, weakest in self.ensembles
@@ -175,12 +149,23 @@ def measured_as(plan: Plan, row: Row) -> str:
             what = f"linf {attempts[0].eps:g}, {attempts[0].steps} steps"
         case Slice():
             what = f"{setting.slice_points} points"
+        case Curves():
+            what = f"{setting.samples} points, not attacked"
     return f"{setting.dataset}: {what}"
 
 
 def _radius(attacks: tuple[AttackMethod, ...]) -> float:
     (eps,) = {attack.eps for attack in attacks if isinstance(attack, Attack)}
     return eps
+
+
+def number_tables(outcome: Outcome) -> list[Table]:
+    """What an item shows: paper and measured side by side, or where columns are compared, the contrasts."""
+    found = list(contrasts(outcome.entries))
+    if not found:
+        return [side_by_side(outcome)]
+    against = dict.fromkeys(each.column.against for each in found)
+    return [value_table(outcome.entries), *(contrast_table(found, other) for other in against)]
 
 
 def side_by_side(outcome: Outcome) -> Table:
@@ -229,9 +214,7 @@ def _both(entry: Entry) -> str:
 def _measured(entry: Entry) -> str:
     if entry.estimate is None:
         return "-"
-    found, digits = entry.estimate, 1 if entry.unit == 100 else 2
-    value, lower, upper = (entry.unit * number for number in (found.value, found.lower, found.upper))
-    return f"{value:.{digits}f} [{lower:.{digits}f}, {upper:.{digits}f}]"
+    return in_words(entry.estimate, entry.row)
 
 
 def _by_seed(entry: Entry) -> dict[int, float]:
@@ -253,9 +236,10 @@ def _lines(outcome: Outcome) -> Iterator[dict[str, Any]]:
             "paper_note": entry.printed.note if entry.printed else "",
             "scale": outcome.scale,
             "measured_as": entry.measured_as,
-            "measured": None if found is None else round(entry.unit * found.value, 4),
-            "lower": None if found is None else round(entry.unit * found.lower, 4),
-            "upper": None if found is None else round(entry.unit * found.upper, 4),
+            **{
+                name: None if found is None else json_number(round(entry.unit * getattr(found, end), 4))
+                for name, end in (("measured", "value"), ("lower", "lower"), ("upper", "upper"))
+            },
             "interval": "" if found is None else found.method,
         }
 

@@ -157,6 +157,15 @@ def test_weight_decay_and_momentum_reach_the_optimizer():
         )
 
 
+def test_adams_epsilon_reaches_the_optimizer():
+    """One that dwarfs every gradient leaves the weights where they were."""
+    still = weights(train(replace(CONFIG, optimizer="adam", adam_epsilon=1e6, epochs=1), data=images()))
+    start = weights(train(replace(CONFIG, optimizer="adam", lr=1e-12, epochs=1), data=images()))
+    moved = weights(train(replace(CONFIG, optimizer="adam", epochs=1), data=images()))
+    torch.testing.assert_close(still, start, atol=1e-6, rtol=0)
+    assert (moved - start).abs().max() > 1e-4
+
+
 def test_record_of_an_epoch_is_the_mean_over_its_samples(recorded):
     records = []
     config = replace(CONFIG, objective=Recording(), lr=1e-12, epochs=1, batch_size=32)

@@ -49,7 +49,7 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_everything_at_the_smallest_scale(tmp_path, capsys):
     """Every table and figure; a second call measures nothing and prints the same."""
-    arguments = ["all", "--scale", "smoke", "--output", str(tmp_path), "--json"]
+    arguments = ["all", "deviations", "--scale", "smoke", "--output", str(tmp_path), "--json"]
     assert reproduce(arguments) == 0
     first = json.loads(capsys.readouterr().out)
     assert [each["item"] for each in first] == list(ITEMS)
@@ -57,7 +57,7 @@ def test_everything_at_the_smallest_scale(tmp_path, capsys):
     for outcome in first:
         assert outcome["missing_cells"] == 0
         assert all(entry["measured"] is not None for entry in outcome["entries"])
-        for ending in FILES["figure" if outcome["item"].startswith("figure") else ""]:
+        for ending in FILES["" if outcome["item"].startswith("table") else "figure"]:
             assert (pages / f"{outcome['item']}.{ending}").stat().st_size > 0
         assert "its numbers say nothing" in (pages / f"{outcome['item']}.md").read_text()
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}

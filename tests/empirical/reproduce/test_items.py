@@ -77,6 +77,7 @@ def test_rows_run_what_they_are_called():
 def test_names_of_items_are_checked():
     assert [item.name for item in choose_items(["figure-3", "table-1", "table-1"])] == ["table-1", "figure-3"]
     assert len(choose_items(["all"])) == 11
+    assert choose_items(["all", "deviations"]) == tuple(ITEMS.values())
     with pytest.raises(ValueError, match="table-9"):
         choose_items(["table-1", "table-9"])
 

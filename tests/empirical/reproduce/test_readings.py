@@ -41,6 +41,11 @@ from empirical.reproduce.scales import choose_settings
 HERE = Column("TRS", "trs")
 
 
+def exactly(value):
+    """A quantity that two seeds agree on."""
+    return Reading({seed: np.array([value]) for seed in range(2)}, {})
+
+
 def row(measure, protocol=None):
     return Row("MNIST", "any", "", protocol or Slice(), measure)
 
@@ -117,6 +122,18 @@ def test_one_seed_covers_the_points_alone():
     assert "one seed" in found.method
 
 
+def test_one_seed_says_nothing_where_points_are_unknown():
+    """A difference of two transfer matrices, or a cosine: neither seeds nor points give it an interval."""
+    found = Reading({0: np.array([0.4])}, {0: 0}).estimate()
+    assert (found.lower, found.value, found.upper) == (-math.inf, 0.4, math.inf)
+    where = row(ON_OTHERS)
+    difference = Difference("A", ((1.0, where, HERE),))
+    verdict = judge(
+        Claim("A is positive", "here", (difference,)), lambda row, column: Reading({0: np.ones(1)}, {})
+    )
+    assert verdict.answer == UNDECIDED
+
+
 def test_no_difference_on_few_points_is_no_proof_of_none():
     """Two methods that agree on 12 points may differ on a quarter of all."""
     same = Reading({0: np.zeros(12)}, {0: 12}, shares=True)
@@ -154,7 +171,7 @@ def test_the_papers_own_numbers_pass_every_claim(item):
 
     def look(row, column):
         number = printed[row.dataset, row.label, row.parameter, column.label]
-        return Reading({0: np.array([number.percent / 100])}, {})
+        return exactly(number.percent / 100)
 
     claims = claims_on(item)
     assert bool(claims) == (item.name != "figure-3")
@@ -170,9 +187,7 @@ def test_reversed_numbers_fail_the_claims():
 
     def look(row, column):
         label = exchange.get(column.label, column.label)
-        return Reading(
-            {0: np.array([printed[row.dataset, row.label, row.parameter, label].percent / 100])}, {}
-        )
+        return exactly(printed[row.dataset, row.label, row.parameter, label].percent / 100)
 
     answers = {claim.words: judge(claim, look).answer for claim in claims_on(item)}
     assert [answer for words, answer in answers.items() if "Cos-only is much weaker" in words] == [FAILS]
@@ -230,7 +245,7 @@ def test_the_answer_names_the_difference_that_decides():
     rates = {"small": 0.1, "large": 0.9}
 
     def look(row, column):
-        return Reading({0: np.array([rates[column.label]])}, {})
+        return exactly(rates[column.label])
 
     verdict = judge(Claim("both", "here", (b, a)), look)
     assert verdict.decisive[0].words == "small"
