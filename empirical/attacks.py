@@ -115,7 +115,7 @@ class AttackHealth:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, fields: dict[str, float]) -> AttackHealth:
+    def from_json(cls, fields: Mapping[str, float]) -> AttackHealth:
         """The health that `to_json` described."""
         return cls(**fields)
 

@@ -132,6 +132,14 @@ def _better(
     return Difference(f"{first.label} - {second.label}, {words}", tuple(terms), beyond)
 
 
+def _larger_gap(
+    first: tuple[Row, ...], second: tuple[Row, ...], ahead: Column, behind: Column, words: str
+) -> Difference:
+    """By how much one method is ahead of another on the first rows, less the same on the second."""
+    terms = (*_better(first, ahead, behind, "").terms, *_better(second, behind, ahead, "").terms)
+    return Difference(f"difference of {ahead.label} - {behind.label} between {words}", terms)
+
+
 def _columns(item: Item) -> dict[str, Column]:
     return {column.label: column for column in item.columns}
 
@@ -150,6 +158,20 @@ def _white_box(item: Item) -> tuple[Claim, ...]:
             tuple(_better(rows, trs, other, f"mean over {words}") for other in item.columns if other != trs),
         )
         for words, rows in (("BIM, PGD, MIM and APGD", iterative), ("CW and EAD", penalised))
+    ]
+    claims += [
+        Claim(
+            f"On {dataset}, TRS is farther ahead of DVERGE under PGD (50) than under FGSM of the same radius",
+            "section 6.2",
+            (
+                _larger_gap(
+                    (strong,), (weak,), trs, columns["DVERGE"], f"PGD (50) and FGSM, {weak.parameter}"
+                ),
+            ),
+        )
+        for weak in fgsm
+        for strong in pgd
+        if strong.parameter == weak.parameter
     ]
     if dataset != "MNIST":
         claims.append(Claim(
@@ -208,7 +230,17 @@ def _convergence(item: Item) -> tuple[Claim, ...]:
                 for row in found
             ),
         ))  # fmt: skip
-    return tuple(claims) if any(row.dataset == "MNIST" for row in item.rows) else ()
+    if not any(row.dataset == "MNIST" for row in item.rows):
+        claims = []
+    for dataset in dict.fromkeys(row.dataset for row in item.rows):
+        longest = [row for row in item.rows if (row.dataset, row.label) == (dataset, "PGD (1000)")]
+        claims.append(Claim(
+            f"On {dataset}, TRS is ahead of DVERGE by a large margin under PGD (1000): by 5 points or more",
+            "section 6.2, Table 3",
+            tuple(_better((row,), columns["TRS"], columns["DVERGE"], f"PGD (1000) {row.parameter}",
+                          beyond=0.05) for row in longest),
+        ))  # fmt: skip
+    return tuple(claims)
 
 
 def _adversarial(item: Item) -> tuple[Claim, ...]:
@@ -224,6 +256,13 @@ def _adversarial(item: Item) -> tuple[Claim, ...]:
                 f"On {dataset}, TRS+AdvT is more robust than AdvT, on the mean over {words}",
                 "section 6.2, Table 4", (_better(rows, both, alone, f"mean over {words}"),),
             ))  # fmt: skip
+        smallest, *_, largest = rows
+        words = f"black box {largest.parameter} and {smallest.parameter}"
+        claims.append(Claim(
+            f"On {dataset}, TRS+AdvT is farther ahead of AdvT at the largest radius of the black-box "
+            "attempts than at the smallest",
+            "section 6.2, Table 4", (_larger_gap((largest,), (smallest,), both, alone, words),),
+        ))  # fmt: skip
     return tuple(claims)
 
 
@@ -243,6 +282,19 @@ def _black_box(item: Item) -> tuple[Claim, ...]:
             "section 6.2, Figure 3",
             tuple(_better((row,), columns["TRS"], other, f"black box {row.parameter}")
                   for row in rows[-2:] for other in item.columns if other.label != "TRS"),
+        ))  # fmt: skip
+        claims.append(Claim(
+            f"On {dataset}, TRS is competitive with DVERGE at the smallest radius: behind by less than 10 "
+            "points, if at all",
+            "section 6.2, Figure 3",
+            (_better((rows[0],), columns["TRS"], columns["DVERGE"], f"black box {rows[0].parameter}",
+                     beyond=-0.1),),
+        ))  # fmt: skip
+        clean = _row(item, dataset, "clean", "")
+        claims.append(Claim(
+            f"On {dataset}, TRS has the lowest accuracy without attack", "appendix E",
+            tuple(_better((clean,), other, columns["TRS"], "not attacked")
+                  for other in item.columns if other.label != "TRS"),
         ))  # fmt: skip
     return tuple(claims)
 
@@ -290,6 +342,11 @@ def _boundaries(item: Item) -> tuple[Claim, ...]:
                 f"On {row.dataset}, the boundary of TRS is farther away along the gradient than GAL's",
                 "section 6.3, Figure 5",
                 (_better((row,), columns["TRS"], columns["GAL"], "distance along the gradient"),),
+            ))  # fmt: skip
+            claims.append(Claim(
+                f"On {row.dataset}, the boundary of DVERGE is farther away along the gradient than TRS's",
+                "section 6.3, Figure 5",
+                (_better((row,), columns["DVERGE"], columns["TRS"], "distance along the gradient"),),
             ))  # fmt: skip
         if row.measure == "orthogonal":
             claims.append(Claim(

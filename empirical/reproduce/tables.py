@@ -10,7 +10,7 @@ from typing import Any
 
 from bounds.estimate import json_number
 from empirical.attacks import Attack, AttackHealth, AttackMethod
-from empirical.reproduce.cells import Cell, WhiteBoxCell
+from empirical.reproduce.cells import BlackBoxCell, Cell, TransferCell, WhiteBoxCell
 from empirical.reproduce.claims import Verdict, claims_on, judge
 from empirical.reproduce.contrasts import contrast_table, contrasts, value_table
 from empirical.reproduce.entries import Entry, in_words
@@ -262,14 +262,24 @@ def _warnings(records: Mapping[Cell, Mapping[str, Any]]) -> Iterator[str]:
     """Attacks that may not have worked as meant, each once: zero gradients, black or invalid images."""
     found: dict[str, list[AttackHealth]] = {}
     for cell, record in records.items():
-        if isinstance(cell, WhiteBoxCell):
-            health = AttackHealth.from_json(record["result"]["health"])
-            found.setdefault(str(cell.attack), []).append(health)
+        for attack, health in _healths(cell, record["result"]):
+            found.setdefault(attack, []).append(AttackHealth.from_json(health))
     for attack, healths in found.items():
         zero = sorted(health.zero_gradients for health in healths if health.zero_gradients > 0.05)
         if zero:
             share = f"{zero[0]:.0%} to {zero[-1]:.0%}"
-            yield f"{attack}: {share} of the gradients were zero, on {len(zero)} of {len(healths)} ensembles"
+            yield f"{attack}: {share} of the gradients were zero, in {len(zero)} of {len(healths)} runs"
         invalid = sum(health.black > 0 or health.out_of_range > 0 for health in healths)
         if invalid:
-            yield f"{attack}: black images or invalid pixels, on {invalid} of {len(healths)} ensembles"
+            yield f"{attack}: black images or invalid pixels, in {invalid} of {len(healths)} runs"
+
+
+def _healths(cell: Cell, result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every attack that a cell ran, in words, with the health that it reported."""
+    if isinstance(cell, WhiteBoxCell):
+        yield str(cell.attack), result["health"]
+    elif isinstance(cell, TransferCell):
+        yield from ((f"{cell.attack} on a member", health) for health in result["health"])
+    elif isinstance(cell, BlackBoxCell):
+        for attempt in result["attempts"]:
+            yield f"{Attack.from_json(attempt['attack'])} on a surrogate", attempt["health"]

@@ -125,9 +125,11 @@ def test_two_workers_share_the_work(tmp_path):
 
 
 def test_the_claim_of_a_killed_worker_is_free(tmp_path, monkeypatch):
-    """While it lives nobody else measures its cell; once it is killed, the next one does."""
+    """While it lives nobody else measures its cell; once it is killed, another that waits does."""
     monkeypatch.setattr(queue, "RECHECK_SECONDS", 0.02)
-    hanging, cell = Note("a", str(tmp_path), "hang"), Note("a", str(tmp_path))
+    hanging, cell, other = (
+        Note("a", str(tmp_path), "hang"), Note("a", str(tmp_path)), Note("b", str(tmp_path))
+    )  # fmt: skip
     worker = start(tmp_path, [hanging])
     deadline = time.monotonic() + 20
     while not names(tmp_path) and time.monotonic() < deadline:
@@ -135,11 +137,17 @@ def test_the_claim_of_a_killed_worker_is_free(tmp_path, monkeypatch):
     store = Store(tmp_path / "out")
     with store.claim(cell) as mine:
         assert not mine
+    survivor = start(tmp_path, [cell, other])
+    while not store.finished(other) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert survivor.is_alive()
+    assert not store.finished(cell)
     os.kill(worker.pid, signal.SIGKILL)
     worker.join(10)
-    assert not store.finished(cell)
-    assert work(tmp_path, [cell]) == {}
-    assert names(tmp_path) == ["a", "a"]
+    survivor.join(20)
+    assert survivor.exitcode == 0
+    assert store.finished(cell)
+    assert names(tmp_path) == ["a", "b", "a"]
 
 
 def test_a_claimed_cell_is_waited_for(tmp_path, monkeypatch):
