@@ -1,7 +1,7 @@
 """Predicted against measured: every statement beside the transfer rate that it speaks about.
 
-For each surrogate F, radius and mode one attack is run; it serves every target G, the transfer matrix, the
-effectiveness alpha, the constants c_F and c_G and the smoothness along the attack. Nothing is attacked twice.
+For each member, ball and mode every attack is run once; it serves every target G, the transfer matrix, the
+effectiveness alpha, the constants c_F and c_G, the smoothness along the attack, and the joint certificates.
 
 The smoothness beta enters the proofs of Theorems 1-4 only through a second-order remainder on the segment
 from x to the attacked x. Two stand-ins for it are evaluated, and every row says which:
@@ -18,50 +18,28 @@ from x to the attacked x. Two stand-ins for it are evaluated, and every row says
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, permutations
-
-import torch
-from torch import Tensor, nn
+from types import MappingProxyType
 
 import estimators
-from bounds import STATEMENTS, BoundValue, Estimate, Sense, Status, evaluate
-from empirical.attacks import Attack, predict, run_attack
+from empirical.attacks import Attack, run_attack
+from empirical.benign import accuracy, benign_summary, readable_network
 from empirical.data import Split
 from empirical.ensemble import Ensemble
-from empirical.results import ON_BOTH_CORRECT, EnsembleResult, Row
+from empirical.frontier import frontiers
+from empirical.joint_rows import Built, JointRows
+from empirical.pair_rows import PairRows
+from empirical.results import EnsembleResult
 from empirical.robustness import robust_accuracy
+from empirical.rows import JointRow, Row
 from empirical.transfer import matrix_from_attacks
 from empirical.transfer_matrix import TransferMatrix
-from estimators.certified.network import Network, UnsupportedLayer, read_network
-from estimators.certified.segment import largest_on_segments
-from estimators.certified.whole_space import whole_space_bounds
 from estimators.distribution import Distribution
-from estimators.points import CleanPoints, measure_attack, measure_points
-from estimators.quantities import Pair
-from estimators.similarity import cosine_extremes
+from estimators.points import measure_points
 
-UNTARGETED, TARGETED = "untargeted", "targeted"
-SEGMENT, REMAINDER = "segment", "remainder"
-STATEMENTS_BY_MODE = {
-    UNTARGETED: (
-        "theorem-2", "refined-r6", "refined-r6-pointwise",
-        "theorem-4", "theorem-4-repaired", "refined-r3-untargeted",
-    ),
-    TARGETED: (
-        "theorem-1", "theorem-1-repaired",
-        "theorem-3", "theorem-3-repaired", "refined-r3", "refined-r4", "refined-cantelli",
-    ),
-}  # fmt: skip
-TRANSFER_ATTACK = Attack(method="pgd", norm="l2", eps=1.0, steps=50)
+TRANSFER_ATTACKS: Mapping[str, Attack] = MappingProxyType({"pgd": Attack(method="pgd", steps=50)})
 ROBUSTNESS_ATTACK = Attack(method="pgd", norm="linf", eps=0.1, steps=50)
-# Guaranteed ends are certified up to floating-point rounding; a rate on the line is no violation.
-ROUNDING = 1e-6
-# Enough to close the bracket of shallow networks; more would be spent on deep ones only.
-_SEGMENT_PIECES = 64
-# Certifying beta over all inputs takes seconds up to this size of the Jacobians, and minutes beyond.
-_WHOLE_SPACE_ENTRIES = 2_000_000
 
 
 def compare(
@@ -70,8 +48,10 @@ def compare(
     *,
     name: str,
     eps: Sequence[float],
+    linf_eps: Sequence[float] = (),
     target_label: int = 0,
-    attack: Attack = TRANSFER_ATTACK,
+    attacks: Mapping[str, Attack] = TRANSFER_ATTACKS,
+    certificates: bool = False,
     robust_eps: Sequence[float] = (0.1, 0.15),
     robust_attack: Attack = ROBUSTNESS_ATTACK,
     support: estimators.Support = "finite",
@@ -86,9 +66,10 @@ def compare(
         data: Held-out samples on the ensemble's device.
         name: What to call the ensemble in tables and figures.
         eps: l2 radii of the transfer attacks, all positive.
+        linf_eps: linf radii of the transfer attacks, all positive.
         target_label: Label y_t of the targeted statements, one for all samples, as in the paper.
-        attack: The transfer attack; its radius is replaced by each of `eps`. It must be an l2 attack, because
-            the theorems are about the l2 ball.
+        attacks: The transfer attacks by name; norm and radius are replaced.
+        certificates: Whether to certify in every ball what no attack can do (R1, R2, R7).
         robust_eps: Radii at which the ensemble as a whole is attacked.
         robust_attack: That attack; its radius is replaced by each of `robust_eps`.
         support: "finite": the distribution is uniform on `data`; "population": `data` is an i.i.d. sample.
@@ -100,33 +81,37 @@ def compare(
         Everything measured, as plain data.
 
     Raises:
-        ValueError: If there are fewer than two members, a radius is not positive, the attack is not an l2
-            attack, or the target label is no class of the data.
+        ValueError: If there are fewer than two members, no attack, a radius is not positive, or the target
+            label is no class of the data.
     """
-    _check_arguments(ensemble, data, eps, target_label, attack)
+    _check_arguments(ensemble, data, eps, linf_eps, target_label, attacks)
     members = list(ensemble.members)
+    about = Distribution(support, confidence)
     points = measure_points(members, data.x, data.y, target=target_label)
+    networks = [readable_network(member, data.x) for member in members]
+    balls = [*(("l2", float(radius)) for radius in eps), *(("linf", float(radius)) for radius in linf_eps)]
     rows: list[Row] = []
+    joint: list[JointRow] = []
     matrices: list[TransferMatrix] = []
-    networks = [_network(member, data.x) for member in members]
     for target in (None, target_label):
-        study = _Study(members, data, networks, points, target, Distribution(support, confidence))
-        for radius in map(float, eps):
-            progress(f"{name}: {study.mode}, l2 radius {radius:g}")
-            strength = replace(attack, eps=radius)
-            results = [
-                run_attack(member, data.x, data.y, strength, target=target, pixel_range=pixel_range)
-                for member in members
-            ]
-            printed, starred = (
-                matrix_from_attacks(
-                    members, data, results, starred=starred, support=support, confidence=confidence
-                )
-                for starred in (False, True)
-            )
-            matrices.append(printed)
-            for surrogate, result in enumerate(results):
-                rows += study.rows(name, surrogate, result.x_adv, radius, printed, starred)
+        of_pairs = PairRows(name, members, networks, data, points, target, about)
+        of_subsets = JointRows(name, members, data, target, about, certificates and None not in networks)
+        for norm, radius in balls:
+            progress(f"{name}: {of_pairs.mode}, {norm} radius {radius:g}")
+            built: dict[str, list[Built]] = {}
+            for attack, settings in attacks.items():
+                strength = replace(settings, norm=norm, eps=radius)
+                results = [
+                    run_attack(member, data.x, data.y, strength, target=target, pixel_range=pixel_range)
+                    for member in members
+                ]
+                # Intervals in a matrix always tell what the set says about the population it came from.
+                matrices.append(matrix_from_attacks(members, data, results, confidence=confidence))
+                for surrogate, result in enumerate(results):
+                    pairs = [(surrogate, other) for other in range(len(members)) if other != surrogate]
+                    rows += of_pairs.rows(attack, norm, radius, result.x_adv, pairs)
+                    built.setdefault(attack, []).append(((surrogate,), of_subsets.fooled(result.x_adv)))
+            joint += of_subsets.rows(norm, radius, built)
     progress(f"{name}: robust accuracy of the ensemble")
     robustness = [
         {
@@ -140,182 +125,31 @@ def compare(
     return EnsembleResult(
         name=name,
         members=len(members),
-        accuracy=_accuracy(ensemble, data, confidence),
-        member_accuracy=tuple(_accuracy(member, data, confidence) for member in members),
+        accuracy=accuracy(ensemble, data, confidence),
+        member_accuracy=tuple(accuracy(member, data, confidence) for member in members),
         kinks=tuple(dict.fromkeys(layer for member in members for layer in estimators.kinks(member))),
         robustness=tuple(robustness),
-        benign={**_benign_summary(points), "smoothness": _bracket(members, networks, data).to_json()},
-        # Intervals in a matrix always tell what the set says about the population it came from.
-        matrices=tuple(replace(matrix, support="population").to_json() for matrix in matrices),
+        benign=benign_summary(members, networks, data, points),
+        matrices=tuple(matrix.to_json() for matrix in matrices),
         rows=tuple(rows),
+        joint=tuple(joint),
+        frontiers=frontiers(rows, joint, len(members)),
     )
-
-
-class _Study:
-    """One mode of attack: what the clean data give is worked out once, the rest once per attack."""
-
-    def __init__(
-        self,
-        members: Sequence[nn.Module],
-        data: Split,
-        networks: Sequence[Network | None],
-        points: CleanPoints,
-        target: int | None,
-        about: Distribution,
-    ) -> None:
-        self.members, self.data, self.targeted = members, data, target is not None
-        self.mode = UNTARGETED if target is None else TARGETED
-        # The label whose loss the attack moves: the target's in Theorem 1, the true one in Theorem 2.
-        self.goal = data.y if target is None else torch.full_like(data.y, target)
-        self.networks = networks
-        self.pairs = {
-            (f, g): Pair(points, about, self.targeted, f, g) for f, g in permutations(range(len(members)), 2)
-        }
-
-    def rows(
-        self,
-        name: str,
-        surrogate: int,
-        x_adv: Tensor,
-        eps: float,
-        printed_rates: TransferMatrix,
-        starred_rates: TransferMatrix,
-    ) -> list[Row]:
-        """All statements for one surrogate's attack, every other member a target."""
-        attacked = measure_attack(self.members, self.data.x, x_adv, eps)
-        rows = []
-        for stand_in in (SEGMENT, REMAINDER):
-            betas = [self._smoothness(index, x_adv, stand_in) for index in range(len(self.members))]
-            for (f, target), pair in self.pairs.items():
-                if f != surrogate:
-                    continue
-                beta = Estimate.largest([betas[surrogate], betas[target]])
-                known = pair.quantities(attacked, eps=eps, beta=beta)
-                for statement in STATEMENTS_BY_MODE[self.mode]:
-                    if statement not in known:
-                        continue
-                    rates = starred_rates if statement in ON_BOTH_CORRECT else printed_rates
-                    bound = evaluate(statement, known[statement])
-                    measured = rates.estimate(rates.surrogates[surrogate], rates.targets[target])
-                    assert measured is not None  # only conditional rates can lack a denominator
-                    slack, verdict, reason = judge(bound, measured)
-                    rows.append(
-                        Row(
-                            ensemble=name, surrogate=surrogate, target=target, mode=self.mode, eps=eps,
-                            statement=statement, smoothness=stand_in, bound=bound.to_json(),
-                            quantities={key: known[statement][key] for key in STATEMENTS[statement].names},
-                            measured=measured, slack=slack, verdict=verdict, reason=reason,
-                        )
-                    )  # fmt: skip
-        return rows
-
-    def _smoothness(self, index: int, x_adv: Tensor, stand_in: str) -> Estimate:
-        """Stand-in for beta over the attack's segments, at every label that a proof expands the loss at."""
-        member, loss = self.members[index], estimators.cross_entropy
-        # Theorem 4 expands it at the true label and the one into which the attack led, Theorem 3 at y_t.
-        other = self.goal if self.targeted else predict(member, x_adv)
-        labels = torch.stack([self.data.y, other], 1)
-        if stand_in == REMAINDER:
-            return estimators.remainder(member, loss, self.data.x, x_adv, labels)
-        network = self.networks[index]
-        if network is None:
-            return estimators.smoothness(member, loss, self.data.x, labels, method="segment", x_end=x_adv)
-        return largest_on_segments(
-            network, self.data.x.double(), x_adv.double(), labels, pieces=_SEGMENT_PIECES
-        )
-
-
-def judge(bound: BoundValue, measured: Estimate) -> tuple[float | None, str, str]:
-    """Slack, verdict and the reason in words for one bound beside one measurement.
-
-    Returns:
-        The slack (positive on the right side, None where the statement is inapplicable); a verdict out of
-        consistent, violated, vacuous, inapplicable and inconclusive; and the reason. Only a guaranteed bound
-        can be violated: a measurement beyond a heuristic value is inconclusive.
-    """
-    if bound.status is Status.INAPPLICABLE or bound.value is None:
-        return None, "inapplicable", "; ".join(bound.unmet)
-    upper = bound.statement.sense is Sense.UPPER
-    sign = 1.0 if upper else -1.0
-    slack = sign * (bound.value - measured.value)
-    limit = bound.guaranteed
-    # The measured interval's end that would have to lie beyond the bound for a violation, and its other end.
-    near, far = (measured.lower, measured.upper) if upper else (measured.upper, measured.lower)
-    if limit is not None and sign * (near - limit) > ROUNDING:
-        return slack, "violated", f"measured {_interval(measured)} lies beyond the guaranteed {limit:.4g}"
-    if bound.status is Status.VACUOUS:
-        term, size = max(bound.terms.items(), key=lambda item: sign * item[1])
-        return slack, "vacuous", f"the bound is {bound.value:.4g}; its largest term is {term} ({size:.4g})"
-    if limit is None:
-        words = f"{bound.grade.value} bound {bound.value:.4g}, measured {_interval(measured)}"
-        return slack, "consistent" if slack >= -ROUNDING else "inconclusive", words
-    words = f"{bound.grade.value}: guaranteed {limit:.4g}, measured {_interval(measured)}"
-    return slack, "consistent" if sign * (limit - far) >= -ROUNDING else "inconclusive", words
-
-
-def _interval(estimate: Estimate) -> str:
-    if estimate.is_exact:
-        return f"{estimate.value:.4g}"
-    return f"{estimate.value:.4g} [{estimate.lower:.4g}, {estimate.upper:.4g}]"
-
-
-def _accuracy(model: nn.Module, data: Split, confidence: float) -> Estimate:
-    correct = int((predict(model, data.x) == data.y).sum())
-    return Estimate.proportion(correct, len(data), confidence=confidence)
-
-
-def _network(member: nn.Module, x: Tensor) -> Network | None:
-    """The member as certificates read it, None where a layer has none."""
-    try:
-        return read_network(member, x)
-    except UnsupportedLayer:
-        return None
-
-
-def _bracket(members: Sequence[nn.Module], networks: Sequence[Network | None], data: Split) -> Estimate:
-    """Definition 6's beta for all members: sampled on the set from below, certified over all inputs."""
-    sampled = Estimate.largest(
-        [estimators.smoothness(member, estimators.cross_entropy, data.x, data.y) for member in members]
-    )
-    readable = [network for network in networks if network is not None]
-    if len(readable) < len(networks):
-        return sampled
-    if max(_jacobian_entries(network) for network in readable) > _WHOLE_SPACE_ENTRIES:
-        return replace(sampled, method=f"{sampled.method}; too large to certify within a comparison")
-    certified = max(float(whole_space_bounds(network).smoothness.max()) for network in readable)
-    method = f"{sampled.method}; upper end certified over all inputs, up to rounding"
-    return replace(sampled, value=certified, upper=certified, method=method)
-
-
-def _jacobian_entries(network: Network) -> int:
-    return math.prod(network.shapes[0]) * sum(math.prod(shape) for shape in network.shapes)
-
-
-def _benign_summary(points: CleanPoints) -> dict[str, float]:
-    """Extremes over the evaluated set: cosine of the true-label gradients, gradient norm over all labels."""
-    at_truth = [
-        points.cosines[f, g].gather(1, points.y.unsqueeze(1))
-        for f, g in combinations(range(len(points.norms)), 2)
-    ]
-    about = Distribution("finite")
-    low, high = cosine_extremes(torch.stack(at_truth), about, "over all pairs", len(points.y))
-    return {
-        "similarity_lower": low.value,
-        "similarity_upper": high.value,
-        "gradient_norm": float(points.norms.max()),
-    }
 
 
 def _check_arguments(
-    ensemble: Ensemble, data: Split, eps: Sequence[float], target_label: int, attack: Attack
+    ensemble: Ensemble,
+    data: Split,
+    eps: Sequence[float],
+    linf_eps: Sequence[float],
+    target_label: int,
+    attacks: Mapping[str, Attack],
 ) -> None:
     if len(ensemble.members) < 2:
         raise ValueError(f"expected an ensemble of at least two members, got {len(ensemble.members)}")
-    check_radii(eps)
-    if attack.norm != "l2":
-        raise ValueError(
-            f"expected an l2 attack, because the theorems are about the l2 ball; got {attack.norm}"
-        )
+    check_radii([*eps, *linf_eps])
+    if not attacks:
+        raise ValueError("expected at least one transfer attack, got none")
     check_target(target_label, ensemble(data.x[:1]).shape[1])
 
 

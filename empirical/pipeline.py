@@ -7,7 +7,7 @@ trained ensembles are reused, half-trained ones resumed, compared ones not compa
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from empirical.compare import ROBUSTNESS_ATTACK, TRANSFER_ATTACK, compare
+from empirical.attacks import Attack
+from empirical.compare import ROBUSTNESS_ATTACK, TRANSFER_ATTACKS, compare
 from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split
 from empirical.ensemble import Ensemble, load_checkpoint
@@ -177,8 +178,9 @@ def _compare(
         points,
         name=trained.name,
         eps=settings.eps,
+        linf_eps=settings.linf_eps,
         target_label=settings.target_label,
-        attack=replace(TRANSFER_ATTACK, seed=settings.seed),
+        attacks=transfer_attacks(settings.attacks, settings.seed),
         robust_eps=settings.robust_eps,
         robust_attack=replace(ROBUSTNESS_ATTACK, seed=settings.seed),
         support=settings.support,  # type: ignore[arg-type]
@@ -203,9 +205,26 @@ def _known_results(
     return {(result.name, result.provenance["digest"]): result for result in earlier.ensembles}
 
 
-def describe_attack(seed: int) -> dict[str, Any]:
-    """The transfer attack, without its radius, as the settings keep it."""
-    return {**TRANSFER_ATTACK.to_json(), "eps": None, "seed": seed}
+def transfer_attacks(names: Iterable[str], seed: int) -> dict[str, Attack]:
+    """The transfer attacks of these names, with a seed.
+
+    Raises:
+        ValueError: If a name is unknown, or there is none.
+    """
+    names = tuple(names)
+    if not names or set(names) - TRANSFER_ATTACKS.keys():
+        raise ValueError(
+            f"expected attacks among {', '.join(TRANSFER_ATTACKS)}, got {', '.join(names) or 'none'}"
+        )
+    return {name: replace(TRANSFER_ATTACKS[name], seed=seed) for name in names}
+
+
+def describe_attacks(names: Iterable[str], seed: int) -> dict[str, dict[str, Any]]:
+    """The transfer attacks, without norm and radius, as the settings keep them."""
+    return {
+        name: {**attack.to_json(), "norm": None, "eps": None}
+        for name, attack in transfer_attacks(names, seed).items()
+    }
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:

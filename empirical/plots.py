@@ -20,7 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from bounds import STATEMENTS, Estimate, Sense
-from empirical.results import ON_BOTH_CORRECT, Comparison, EnsembleResult, Row
+from empirical.results import Comparison, EnsembleResult
+from empirical.rows import ON_BOTH_CORRECT, Row
 from empirical.summary import short_title
 
 # Okabe and Ito's palette; it survives the common forms of colour blindness. Markers and dashes carry the same
@@ -133,7 +134,9 @@ def eps_sweep(comparison: Comparison) -> Figure:
     drawn: dict[str, Line2D] = {}
     for mode, line_of_axes in zip(modes, grid, strict=True):
         for result, axes in zip(results, line_of_axes, strict=True):
-            rows = [row for row in result.rows if row.mode == mode]
+            # One attack is enough to see where the bounds are; the theorems are about l2 balls.
+            first = result.rows[0].attack
+            rows = [row for row in result.rows if (row.mode, row.norm, row.attack) == (mode, "l2", first)]
             drawn |= _sweep_panel(axes, rows)
             axes.set_title(f"{result.name}, {mode}")
     for axes in grid[-1]:
@@ -294,7 +297,11 @@ def _scatter_panel(axes: Axes, comparison: Comparison, sense: Sense) -> None:
 
 def _matrix_to_show(result: EnsembleResult) -> dict:
     """The untargeted matrix at the largest radius."""
-    untargeted = [matrix for matrix in result.matrices if matrix["mode"] == "untargeted"]
+    untargeted = [
+        matrix
+        for matrix in result.matrices
+        if matrix["mode"] == "untargeted" and matrix["attack"]["norm"] == "l2"
+    ]
     return dict(max(untargeted, key=lambda matrix: matrix["attack"]["eps"]))
 
 

@@ -12,80 +12,13 @@ from typing import Any
 
 from bounds import Estimate
 from empirical.files import write_text
+from empirical.rows import PLAIN_FIELDS, Frontier, JointRow, Row
 
-SCHEMA = "transferbounds/comparison/1"
-# Statements about the event that both models are right and, targeted, that the label is not the target yet.
-ON_BOTH_CORRECT = {
-    "theorem-3-repaired",
-    "theorem-4-repaired",
-    "refined-r3",
-    "refined-r3-untargeted",
-    "refined-r4",
-    "refined-cantelli",
-}
+SCHEMA = "transferbounds/comparison/2"
 
 
 class ResultsError(ValueError):
     """A results file that is missing, damaged or of another kind."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One statement beside one measurement: an ordered pair of members, an attack and a radius.
-
-    Attributes:
-        ensemble: Name of the ensemble.
-        surrogate: Index of the member on which the attack was built (F).
-        target: Index of the member to which it may transfer (G).
-        mode: "untargeted" or "targeted".
-        eps: l2 radius of the attack.
-        statement: Identifier in `bounds.STATEMENTS`.
-        smoothness: Which smoothness constant was used: "segment" or "remainder" (see `empirical.compare`).
-        bound: `BoundValue.to_json()` of the evaluation.
-        quantities: What went into the formula.
-        measured: The transfer rate that the statement speaks about.
-        slack: Measured minus lower bound, or upper bound minus measured; None where inapplicable.
-        verdict: consistent, violated, vacuous, inapplicable or inconclusive.
-        reason: Why, in words.
-    """
-
-    ensemble: str
-    surrogate: int
-    target: int
-    mode: str
-    eps: float
-    statement: str
-    smoothness: str
-    bound: Mapping[str, Any]
-    quantities: Mapping[str, Estimate]
-    measured: Estimate
-    slack: float | None
-    verdict: str
-    reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
-        return {
-            **{name: getattr(self, name) for name in _PLAIN_FIELDS},
-            "bound": dict(self.bound),
-            "quantities": {name: estimate.to_json() for name, estimate in self.quantities.items()},
-            "measured": self.measured.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Row:
-        """The row that `to_json` described."""
-        return cls(
-            **{name: fields[name] for name in _PLAIN_FIELDS},
-            bound=fields["bound"],
-            quantities={name: Estimate.from_json(value) for name, value in fields["quantities"].items()},
-            measured=Estimate.from_json(fields["measured"]),
-        )
-
-
-_PLAIN_FIELDS = (
-    "ensemble", "surrogate", "target", "mode", "eps", "statement", "smoothness", "slack", "verdict", "reason",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,8 +33,11 @@ class EnsembleResult:
         kinks: Layers that make the smoothness infinite, empty for a smooth ensemble.
         robustness: Robust accuracy of the ensemble: one mapping (attack, estimate) per attack.
         benign: Quantities that do not depend on the attack, per member and per pair.
-        matrices: Transfer matrices as `TransferMatrix.to_json()`, one per mode and radius.
-        rows: Statements beside measurements.
+        matrices: Transfer matrices as `TransferMatrix.to_json()`, one per mode, norm, radius and attack on
+            a member.
+        rows: Statements about ordered pairs beside measurements.
+        joint: Certificates about several members fooled together beside attacks.
+        frontiers: Up to which radius each statement is informative.
         provenance: Where the ensemble came from: checkpoint metadata.
     """
 
@@ -114,6 +50,8 @@ class EnsembleResult:
     benign: Mapping[str, Any]
     matrices: tuple[Mapping[str, Any], ...]
     rows: tuple[Row, ...]
+    joint: tuple[JointRow, ...] = ()
+    frontiers: tuple[Frontier, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -145,6 +83,8 @@ class EnsembleResult:
             "benign": self.benign,
             "matrices": list(self.matrices),
             "rows": [row.to_json() for row in self.rows],
+            "joint": [row.to_json() for row in self.joint],
+            "frontiers": [frontier.to_json() for frontier in self.frontiers],
             "provenance": self.provenance,
         }
 
@@ -164,6 +104,8 @@ class EnsembleResult:
             benign=fields["benign"],
             matrices=tuple(fields["matrices"]),
             rows=tuple(Row.from_json(row) for row in fields["rows"]),
+            joint=tuple(JointRow.from_json(row) for row in fields["joint"]),
+            frontiers=tuple(Frontier.from_json(frontier) for frontier in fields["frontiers"]),
             provenance=fields["provenance"],
         )
 
@@ -177,8 +119,9 @@ class Settings:
         samples: Number of held-out samples that were evaluated.
         classes: Number of labels.
         eps: l2 radii of the transfer attacks.
+        linf_eps: linf radii of the transfer attacks; empty if there were none.
         target_label: Label y_t of the targeted attacks.
-        attack: The transfer attack, without its radius.
+        attacks: The transfer attacks by name, without norm and radius.
         robust_eps: linf radii of the attack on the ensemble as a whole.
         support: "finite" (claims about the evaluated set) or "population" (an i.i.d. sample).
         confidence: Confidence of every statistical interval.
@@ -189,8 +132,9 @@ class Settings:
     samples: int
     classes: int
     eps: tuple[float, ...]
+    linf_eps: tuple[float, ...]
     target_label: int
-    attack: Mapping[str, Any]
+    attacks: Mapping[str, Mapping[str, Any]]
     robust_eps: tuple[float, ...]
     support: str
     confidence: float
@@ -210,6 +154,11 @@ class Comparison:
         for ensemble in self.ensembles:
             yield from ensemble.rows
 
+    def joint(self) -> Iterator[JointRow]:
+        """All joint rows of all ensembles."""
+        for ensemble in self.ensembles:
+            yield from ensemble.joint
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping, with the schema's name and version."""
         return {
@@ -223,7 +172,7 @@ class Comparison:
     def from_json(cls, fields: Mapping[str, Any]) -> Comparison:
         """The comparison that `to_json` described."""
         settings = dict(fields["settings"])
-        for name in ("eps", "robust_eps"):
+        for name in ("eps", "linf_eps", "robust_eps"):
             settings[name] = tuple(settings[name])
         return cls(
             settings=Settings(**settings),
@@ -244,9 +193,9 @@ def save_table(path: Path, comparison: Comparison) -> None:
     writer = csv.writer(text, lineterminator="\n")
     bound_fields = ("value", "guaranteed", "status", "grade")
     measured_fields = ("value", "lower", "upper")
-    writer.writerow([*_PLAIN_FIELDS, *bound_fields, *(f"measured_{name}" for name in measured_fields)])
+    writer.writerow([*PLAIN_FIELDS, *bound_fields, *(f"measured_{name}" for name in measured_fields)])
     for row in comparison.rows():
-        plain = [getattr(row, name) for name in _PLAIN_FIELDS]
+        plain = [getattr(row, name) for name in PLAIN_FIELDS]
         measured = [getattr(row.measured, name) for name in measured_fields]
         writer.writerow([*plain, *(row.bound[name] for name in bound_fields), *measured])
     write_text(path, text.getvalue())

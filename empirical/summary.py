@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import takewhile
+from dataclasses import dataclass
 
 from bounds import STATEMENTS, Variant
-from empirical.results import Comparison, EnsembleResult, Row
-
-VERDICTS = ("violated", "consistent", "inconclusive", "vacuous", "inapplicable")
+from empirical.judge import VERDICTS
+from empirical.results import Comparison, EnsembleResult
+from empirical.rows import Frontier, Row
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,7 @@ def statement_table(comparison: Comparison) -> Table:
     names = [result.name for result in comparison.ensembles]
     rows = []
     for statement in statements(comparison):
-        cells = [
-            frontier([row for row in result.rows if row.statement == statement])
-            for result in comparison.ensembles
-        ]
+        cells = [frontier_in_words(result, statement) for result in comparison.ensembles]
         rows.append((short_title(statement), STATEMENTS[statement].sense.value, *cells))
     title = (
         "Up to which l2 radius does a statement say something about the attack that was run,\n"
@@ -134,8 +130,9 @@ def findings(comparison: Comparison) -> list[str]:
     silent = []
     for identifier in statements(comparison):
         reach = {
-            result.name: _reach(_guaranteed([row for row in result.rows if row.statement == identifier]))[1]
+            result.name: found.guaranteed_best
             for result in comparison.ensembles
+            if (found := _l2_frontier(result, identifier))
         }
         speaking = [f"{radius:g} ({name})" for name, radius in reach.items() if radius is not None]
         if speaking:
@@ -191,45 +188,33 @@ def statements(comparison: Comparison) -> list[str]:
     return [identifier for identifier in STATEMENTS if identifier in seen]
 
 
-def frontier(rows: Sequence[Row]) -> str:
-    """Largest radius up to which a statement is informative for every pair and for the best pair.
+def frontier_in_words(result: EnsembleResult, statement: str) -> str:
+    """Largest l2 radius up to which a statement is informative for every pair and for the best pair.
 
     Counted over guaranteed bounds; where none of them says anything, over heuristic values, marked by "~".
     """
-    for mark, candidates in (("", _guaranteed(rows)), ("~", rows)):
-        every, best = _reach(candidates)
+    found = _l2_frontier(result, statement)
+    if found is None:
+        return "-"
+    for mark, every, best in (
+        ("", found.guaranteed, found.guaranteed_best), ("~", found.heuristic, found.heuristic_best),
+    ):  # fmt: skip
         if best is not None:
             return f"{mark}{'none' if every is None else f'{every:g}'} / {mark}{best:g}"
+    rows = [row for row in result.rows if row.statement == statement]
     return "inapplicable" if all(row.bound["status"] == "inapplicable" for row in rows) else "vacuous"
 
 
-def _guaranteed(rows: Sequence[Row]) -> list[Row]:
-    """The rows, those without a guarantee that says something struck from what is informative."""
-    return [
-        row
-        if row.bound["guaranteed_status"] == "informative"
-        else replace(row, bound={**row.bound, "status": "vacuous"})
-        for row in rows
-    ]
-
-
-def _reach(rows: Sequence[Row]) -> tuple[float | None, float | None]:
-    """Radius up to which, without a gap from the smallest, every pair and at least one pair is informed."""
-    pairs = {(row.surrogate, row.target) for row in rows}
-    speaking = [row for row in rows if row.bound["status"] == "informative"]
-    informed = {
-        eps: {(row.surrogate, row.target) for row in speaking if row.eps == eps}
-        for eps in sorted({row.eps for row in rows})
-    }
-    every = list(takewhile(lambda eps: informed[eps] == pairs, informed))
-    best = list(takewhile(lambda eps: bool(informed[eps]), informed))
-    return every[-1] if every else None, best[-1] if best else None
+def _l2_frontier(result: EnsembleResult, statement: str) -> Frontier | None:
+    return next(
+        (each for each in result.frontiers if each.statement == statement and each.norm == "l2"), None
+    )
 
 
 def mean_transfer(result: EnsembleResult, eps: float) -> float:
     """Mean untargeted transfer rate over the ordered pairs at a radius."""
     rates = {(row.surrogate, row.target): row.measured.value for row in result.rows
-             if row.mode == "untargeted" and row.eps == eps}  # fmt: skip
+             if row.mode == "untargeted" and row.norm == "l2" and row.eps == eps}  # fmt: skip
     return sum(rates.values()) / len(rates)
 
 

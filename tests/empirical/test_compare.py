@@ -3,15 +3,17 @@
 from dataclasses import replace
 from itertools import permutations
 
+import numpy as np
 import pytest
 import sympy
 import torch
 
 from bounds import STATEMENTS, Estimate, evaluate
-from empirical import compare as comparing
-from empirical.compare import compare, judge
+from empirical import joint_rows, pair_rows
+from empirical.compare import compare
 from empirical.data import Split
 from empirical.ensemble import Ensemble
+from empirical.judge import judge
 from empirical.results import Comparison, EnsembleResult, ResultsError, Settings, load_results, save_results
 
 UPPER_INPUTS = {"xi_F": 0.02, "xi_G": 0.03, "l_min": 1.0, "eps": 0.1, "B": 1.0, "S_upper": 0.5, "beta": 0.1}
@@ -76,7 +78,7 @@ def flat_world():
 
 @pytest.fixture(scope="module")
 def result(flat_world):
-    return compare(*flat_world, name="flat", eps=EPS, target_label=1, pixel_range=None)
+    return compare(*flat_world, name="flat", eps=EPS, target_label=1, pixel_range=None, certificates=True)
 
 
 def test_every_ordered_pair_radius_and_statement_has_a_row(result):
@@ -85,9 +87,9 @@ def test_every_ordered_pair_radius_and_statement_has_a_row(result):
         (*pair, eps, statement, stand_in)
         for pair in permutations(range(3), 2)
         for eps in EPS
-        for statements in comparing.STATEMENTS_BY_MODE.values()
+        for statements in pair_rows.STATEMENTS_BY_MODE.values()
         for statement in statements
-        for stand_in in (comparing.SEGMENT, comparing.REMAINDER)
+        for stand_in in (pair_rows.SEGMENT, pair_rows.REMAINDER)
     }
     assert seen == wanted
     assert len(result.rows) == len(wanted)
@@ -101,7 +103,7 @@ def test_upper_bounds_speak_and_hold_where_the_world_is_flat(result):
     ]
     assert {row.eps for row in speaking} >= {0.05}
     assert {row.verdict for row in result.rows} <= {"consistent", "vacuous", "inapplicable"}
-    for stand_in in (comparing.SEGMENT, comparing.REMAINDER):
+    for stand_in in (pair_rows.SEGMENT, pair_rows.REMAINDER):
         rows = [row for row in speaking if row.smoothness == stand_in]
         assert {row.bound["grade"] for row in rows} == {"certified"}
 
@@ -113,9 +115,9 @@ def test_the_remainder_is_the_smaller_stand_in(result):
         if "beta" in row.quantities
     }
     compared = [
-        (estimate, beta[*key, comparing.SEGMENT])
+        (estimate, beta[*key, pair_rows.SEGMENT])
         for (*key, stand_in), estimate in beta.items()
-        if stand_in == comparing.REMAINDER
+        if stand_in == pair_rows.REMAINDER
     ]
     assert compared
     assert all(exact.value <= segment.upper * (1 + 1e-6) for exact, segment in compared)
@@ -126,6 +128,41 @@ def test_beta_of_the_members_is_bracketed(result):
     largest = max(9.0 + 4 * 0.25, 9.0) / 4
     assert 0 < result.beta.lower <= result.beta.upper
     assert result.beta.upper == pytest.approx(largest, rel=1e-6)
+
+
+def test_every_subset_of_the_members_has_a_joint_row(result):
+    seen = [(row.models, row.together, row.mode, row.eps) for row in result.joint]
+    subsets = [((0, 1), 2), ((0, 2), 2), ((1, 2), 2), ((0, 1, 2), 2), ((0, 1, 2), 3)]
+    assert seen == [
+        (*subset, mode, eps) for mode in ("untargeted", "targeted") for eps in EPS for subset in subsets
+    ]
+
+
+def test_no_attack_exceeds_the_certificates(result):
+    assert {row.verdict for row in result.joint} == {"consistent"}
+    for row in result.joint:
+        assert row.found.value == max(rate.value for rate in row.attacks.values())
+        assert row.must_transfer.value <= row.certified.lower <= row.certified.upper == row.certified.value
+        assert row.found.value <= row.certified.lower
+        assert row.certified.value <= min(single.value for single in row.single) <= row.eligible.value
+        assert row.slack == pytest.approx(row.certified.value - row.found.value)
+
+
+def test_a_missing_curvature_is_found_out(flat_world, monkeypatch):
+    """A certificate that calls every point safe is contradicted by the first attack that works."""
+    real = joint_rows.certify_transfer
+
+    def boastful(*arguments, **options):
+        found = real(*arguments, **options)
+        everyone = replace(found.certificate, certified=np.ones(len(found.certificate), dtype=bool))
+        return replace(found, certificate=everyone)
+
+    monkeypatch.setattr(joint_rows, "certify_transfer", boastful)
+    planted = compare(
+        *flat_world, name="flat", eps=(3.0,), target_label=1, pixel_range=None, certificates=True
+    )
+    assert {row.verdict for row in planted.joint if row.found.value > 0} == {"violated"}
+    assert "points that are certified" in planted.joint[0].reason
 
 
 def test_without_a_certificate_the_segment_rows_are_heuristic():
@@ -141,10 +178,12 @@ def test_without_a_certificate_the_segment_rows_are_heuristic():
         Ensemble(members).eval(), data, name="normed", eps=(0.001,), target_label=1, pixel_range=None
     )
     assert found.beta.upper == float("inf")
+    assert {row.verdict for row in found.joint} == {"inapplicable"}
+    assert {row.certified.value for row in found.joint} == {row.eligible.value for row in found.joint}
     grades = {
         row.bound["grade"]
         for row in found.rows
-        if row.smoothness == comparing.SEGMENT and "beta" in row.quantities
+        if row.smoothness == pair_rows.SEGMENT and "beta" in row.quantities
     }
     assert "certified" not in grades
     assert "heuristic" in grades
@@ -160,15 +199,15 @@ def test_the_remainder_never_exceeds_the_certified_smoothness(result, flat_world
 def test_a_planted_false_statement_is_violated(flat_world, monkeypatch):
     true = STATEMENTS["theorem-4"]
     false = replace(true, expression=true.expression - sympy.Rational(1, 2), terms=true.terms)
-    monkeypatch.setattr(comparing, "STATEMENTS", {**STATEMENTS, "theorem-4": false})
-    monkeypatch.setattr(comparing, "STATEMENTS_BY_MODE", {"untargeted": ("theorem-4",), "targeted": ()})
+    monkeypatch.setattr(pair_rows, "STATEMENTS", {**STATEMENTS, "theorem-4": false})
+    monkeypatch.setattr(pair_rows, "STATEMENTS_BY_MODE", {"untargeted": ("theorem-4",), "targeted": ()})
     monkeypatch.setattr(
-        comparing, "evaluate", lambda name, given: evaluate(comparing.STATEMENTS[name], given)
+        pair_rows, "evaluate", lambda name, given: evaluate(pair_rows.STATEMENTS[name], given)
     )
     planted = compare(*flat_world, name="flat", eps=(0.05,), target_label=1, pixel_range=None)
     verdicts = {(row.smoothness, row.verdict) for row in planted.rows}
-    assert (comparing.REMAINDER, "violated") in verdicts
-    assert (comparing.SEGMENT, "violated") in verdicts
+    assert (pair_rows.REMAINDER, "violated") in verdicts
+    assert (pair_rows.SEGMENT, "violated") in verdicts
 
 
 def test_population_mode_gives_intervals_and_no_certified_extremes(flat_world):
@@ -193,7 +232,7 @@ def test_kinks_make_the_theorems_inapplicable_but_not_the_remainder():
     )
     assert found.kinks == ("ReLU",)
     for row in found.rows:
-        if row.smoothness == comparing.SEGMENT:
+        if row.smoothness == pair_rows.SEGMENT:
             assert row.verdict == "inapplicable"
         elif "beta" in row.quantities:
             assert row.quantities["beta"].upper < float("inf")
@@ -205,7 +244,8 @@ def test_kinks_make_the_theorems_inapplicable_but_not_the_remainder():
         ({"eps": ()}, "positive radii"),
         ({"eps": (0.1, -1.0)}, "positive radii"),
         ({"target_label": 2}, "0..1"),
-        ({"attack": replace(comparing.TRANSFER_ATTACK, norm="linf")}, "l2 attack"),
+        ({"linf_eps": (0.0,)}, "positive radii"),
+        ({"attacks": {}}, "at least one transfer attack"),
     ],
 )
 def test_bad_input_is_refused(flat_world, changes, words):
@@ -221,7 +261,7 @@ def test_a_single_member_is_refused(flat_world):
 
 @pytest.fixture
 def comparison(result):
-    settings = Settings("flat", 60, 2, EPS, 1, {"method": "pgd"}, (0.1, 0.15), "finite", 0.95, 0)
+    settings = Settings("flat", 60, 2, EPS, (), 1, {"pgd": {"method": "pgd"}}, (0.1, 0.15), "finite", 0.95, 0)
     return Comparison(settings, {"torch": torch.__version__}, (result,))
 
 
