@@ -51,7 +51,7 @@ def check_statements(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 if nothing that is called true was falsified, 1 if something was, 2 for what cannot be checked.
     """
-    parser = _parser()
+    parser = command_parser()
     options = parser.parse_args(arguments)
 
     from bounds.check import EXAMPLES, check
@@ -76,7 +76,8 @@ def check_statements(arguments: Sequence[str] | None = None) -> int:
     return int(any(finding.contradicts_us for finding in findings))
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """What `check-statements` takes."""
     parser = argparse.ArgumentParser(
         prog="check-statements",
         description=_DESCRIPTION,

@@ -19,12 +19,12 @@ RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 def bound_vs_empirical(arguments: list[str] | None = None) -> int:
     """Entry point of `bound-vs-empirical`; returns the exit status."""
-    return guarded(_bound_vs_empirical, _bound_parser().parse_args(arguments), "the same command")
+    return guarded(_bound_vs_empirical, bound_parser().parse_args(arguments), "the same command")
 
 
 def train_ensemble(arguments: list[str] | None = None) -> int:
     """Entry point of `train-ensemble`; returns the exit status."""
-    return guarded(_train_ensemble, _train_parser().parse_args(arguments), "the same command with --resume")
+    return guarded(_train_ensemble, train_parser().parse_args(arguments), "the same command with --resume")
 
 
 def guarded(
@@ -41,7 +41,8 @@ def guarded(
         return 130
 
 
-def _bound_parser() -> argparse.ArgumentParser:
+def bound_parser() -> argparse.ArgumentParser:
+    """What `bound-vs-empirical` takes."""
     parser = argparse.ArgumentParser(
         prog="bound-vs-empirical",
         description="Train ensembles (or take checkpoints), measure every quantity of Theorems 1-4 of the "
@@ -105,7 +106,8 @@ def _bound_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train_parser() -> argparse.ArgumentParser:
+def train_parser() -> argparse.ArgumentParser:
+    """What `train-ensemble` takes."""
     parser = argparse.ArgumentParser(
         prog="train-ensemble",
         description="Train an ensemble with a method of the TRS paper and save it as a checkpoint "
@@ -163,6 +165,19 @@ def _add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of training and attacks (default: 0)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
+    add_plugin_option(parser)
+
+
+def add_plugin_option(parser: argparse.ArgumentParser) -> None:
+    """Let a command take files that register what the user brings along."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="Python file of yours that registers a method, an attack or a data set; may be repeated",
+    )
 
 
 def _bound_vs_empirical(options: argparse.Namespace) -> int:
@@ -171,9 +186,11 @@ def _bound_vs_empirical(options: argparse.Namespace) -> int:
     from empirical import pipeline, summary
     from empirical.compare import check_radii, check_target
     from empirical.data import load_dataset
+    from empirical.plugins import load_plugins
     from empirical.rates import check_statistics
     from empirical.results import Settings
 
+    load_plugins(options.plugin)
     # Everything that can be wrong is looked at before the first long step.
     check_radii(options.eps)
     if options.checkpoint:
@@ -224,19 +241,20 @@ def _bound_vs_empirical(options: argparse.Namespace) -> int:
 
 
 def _recipes(name: str, options: argparse.Namespace) -> dict[str, TrainingConfig]:
-    """The preset of each method on a data set; a set without a small recipe of ours takes the paper's."""
-    from empirical.data import DATASETS
+    """The preset of each method on a data set: our small recipe, else the paper's, else that of digits.
+
+    A set that a plug-in registered has neither; the network of digits takes samples of any shape.
+    """
     from empirical.objectives import OBJECTIVES
     from empirical.presets import PRESETS, preset
 
-    if name not in DATASETS:
-        raise ValueError(f"expected a data set among {', '.join(DATASETS)}, got {name!r}")
     methods = options.methods or METHODS
     for method in methods:
         if method not in OBJECTIVES:
             raise ValueError(f"expected methods among {', '.join(OBJECTIVES)}, got {method!r}")
-    base = name if f"{name}-vanilla" in PRESETS else f"paper-{name}"
-    return {method: _configured(preset(base, method), options, ("epochs",)) for method in methods}
+    base = next(base for base in (name, f"paper-{name}", "digits") if f"{base}-vanilla" in PRESETS)
+    configs = {method: replace(preset(base, method), dataset=name) for method in methods}
+    return {method: _configured(config, options, ("epochs",)) for method, config in configs.items()}
 
 
 def _refuse_with_checkpoints(options: argparse.Namespace) -> None:
@@ -247,13 +265,13 @@ def _refuse_with_checkpoints(options: argparse.Namespace) -> None:
 
 def _train_ensemble(options: argparse.Namespace) -> int:
     from empirical.data import load_dataset
-    from empirical.presets import PRESETS
+    from empirical.plugins import load_plugins
+    from empirical.presets import named_preset
     from empirical.training import state_path, train
 
-    if options.preset not in PRESETS:
-        raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {options.preset!r}")
+    load_plugins(options.plugin)
     changes = ("members", "epochs", "batch_size", "lr")
-    config = _configured(PRESETS[options.preset], options, changes)
+    config = _configured(named_preset(options.preset), options, changes)
     config = replace(config, mixed_precision=options.mixed_precision, data_root=options.data_root)
     model = {
         name: getattr(options, name) for name in ("architecture", "activation") if getattr(options, name)

@@ -1,6 +1,7 @@
 """Data sets as whole tensors: pixels in [0, 1], training and held-out points, checked after loading.
 
-Nothing is downloaded unless that is asked for. `DATASETS` lists the names that `load_dataset` knows.
+Nothing is downloaded unless that is asked for. `DATASETS` lists the names that `load_dataset` knows, and
+`register_dataset` adds one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -104,6 +106,9 @@ class Dataset:
         return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())
 
 
+Loader = Callable[[Path, bool, int], Dataset]
+
+
 def load_dataset(
     name: str, *, data_root: str | os.PathLike[str] = "data", download: bool = False, seed: int = 0
 ) -> Dataset:
@@ -124,7 +129,26 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise DataError(f"expected a data set among {', '.join(DATASETS)}, got {name!r}")
-    return validate(DATASETS[name](Path(data_root), download, seed))
+    data = validate(DATASETS[name](Path(data_root), download, seed))
+    if data.name != name:
+        raise DataError(f"expected a data set named {name!r}, got one named {data.name!r}")
+    return data
+
+
+def register_dataset(name: str, load: Loader) -> None:
+    """Make a data set known by its name, so that configurations, checkpoints and commands can hold it.
+
+    Args:
+        name: The name of the sets that `load` returns.
+        load: Called with the folder of data files, whether it may download into it, and the seed of the
+            split; returns the set, on the CPU. What it returns is checked by `validate`.
+
+    Raises:
+        ValueError: If another data set has the name.
+    """
+    if name in _LOADERS:
+        raise ValueError(f"expected a new name for a data set, got {name!r}, which is taken")
+    _LOADERS[name] = load
 
 
 def validate(data: Dataset) -> Dataset:
@@ -394,7 +418,7 @@ def _torchvision(name: str, data_root: Path, *, train: bool, download: bool) -> 
         ) from None
 
 
-DATASETS: Mapping[str, Callable[[Path, bool, int], Dataset]] = {
+_LOADERS: dict[str, Loader] = {
     "digits": _digits,
     "digits-0-1": _digits_0_1,
     "mnist": _mnist,
@@ -405,3 +429,4 @@ DATASETS: Mapping[str, Callable[[Path, bool, int], Dataset]] = {
     "blobs": _blobs,
     "blobs-tight": _blobs_tight,
 }
+DATASETS: Mapping[str, Loader] = MappingProxyType(_LOADERS)

@@ -32,6 +32,7 @@ from empirical.objectives import (
     CKAE,
     DVERGE,
     GAL,
+    OBJECTIVES,
     TRS,
     AdaBoost,
     AdvT,
@@ -188,10 +189,24 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(_presets())
 def preset(base: str, method: str) -> TrainingConfig:
     """The preset of a base (`digits`, `fashion-mnist`, `paper-mnist`, ...) and a method (`trs`, ...).
 
+    A method that was registered beside ours has its default parameters, on the model and schedule of vanilla.
+
     Raises:
         ValueError: If there is none.
     """
-    name = f"{base}-{method}"
-    if name not in PRESETS:
-        raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}")
-    return PRESETS[name]
+    return named_preset(f"{base}-{method}")
+
+
+def named_preset(name: str) -> TrainingConfig:
+    """The preset of a name such as `digits-trs`, base and method; see `preset`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    for vanilla in (known for known in PRESETS if known.endswith("-vanilla")):
+        method = name.removeprefix(vanilla.removesuffix("vanilla"))
+        if method in OBJECTIVES:
+            return replace(PRESETS[vanilla], objective=OBJECTIVES[method]())
+    raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -52,17 +53,21 @@ def register(method: type[Any]) -> type[Any]:
     """Make a method known by its name, so that configurations and checkpoints can hold it.
 
     Args:
-        method: A frozen dataclass that extends `Parameters`, with a `name` and a `__call__`; see `Objective`.
+        method: A frozen dataclass that extends `Parameters`, with a `name`, a `__call__` and a default for
+            every parameter; see `Objective`.
 
     Returns:
         The method itself, so that this serves as a decorator too.
 
     Raises:
-        TypeError: If it does not extend `Parameters`.
+        TypeError: If it does not extend `Parameters`, or a parameter has no default.
         ValueError: If another method has the name.
     """
     if not (isinstance(method, type) and issubclass(method, Parameters)):
         raise TypeError(f"expected a subclass of Parameters to register, got {method!r}")
+    bare = [each.name for each in fields(method) if each.default is each.default_factory is MISSING]
+    if bare:
+        raise TypeError(f"{method.name}: expected a default for every parameter, got none for {bare}")
     if method.name in _METHODS:
         raise ValueError(f"expected a new name for a method, got {method.name!r}, which is taken")
     _METHODS[method.name] = method

@@ -14,10 +14,11 @@ SCALES = ("smoke", "cpu", "paper")
 
 def reproduce(arguments: list[str] | None = None) -> int:
     """Entry point of `reproduce`; returns the exit status."""
-    return guarded(_reproduce, _parser().parse_args(arguments), "the same command")
+    return guarded(_reproduce, command_parser().parse_args(arguments), "the same command")
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """What `reproduce` takes."""
     parser = argparse.ArgumentParser(
         prog="reproduce",
         description="Measure tables and figures of the TRS paper anew, at a scale of your choice, beside the "

@@ -7,17 +7,18 @@ import json
 import sys
 from pathlib import Path
 
-from empirical.cli import guarded
+from empirical.cli import add_plugin_option, guarded
 
 METHODS = ("ascent", "quotient", "hessian")
 
 
 def estimate_smoothness(arguments: list[str] | None = None) -> int:
     """Entry point of `estimate-smoothness`; returns the exit status."""
-    return guarded(_estimate, _parser().parse_args(arguments), "the same command")
+    return guarded(_estimate, command_parser().parse_args(arguments), "the same command")
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """What `estimate-smoothness` takes."""
     parser = argparse.ArgumentParser(
         prog="estimate-smoothness",
         description="Bracket the smoothness beta, the gradient bound B and the gradient similarity of "
@@ -64,15 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="run folder (default: below runs/)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
+    add_plugin_option(parser)
     return parser
 
 
 def _estimate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from empirical.plugins import load_plugins
     from empirical.smoothness import summary
     from empirical.smoothness.run import Request, run_study
 
+    load_plugins(options.plugin)
     request = Request(
         checkpoints=tuple(options.checkpoint), factory=options.model, data=options.data,
         data_root=options.data_root, download=options.download, samples=options.samples,
