@@ -57,14 +57,14 @@ def contrasts(entries: Sequence[Entry]) -> Iterator[Contrast]:
 
 
 def value_table(entries: Sequence[Entry]) -> Table:
-    """One line per column of the item, one column per row: for an item with many columns."""
+    """One line per column of the item, for items with many; intervals are in the CSV file."""
     rows = tuple(dict.fromkeys(entry.row for entry in entries))
     lines: dict[str, list[str]] = {}
     for entry in entries:
-        shown = in_words(entry.estimate, entry.row) if entry.estimate else "-"
+        shown = in_words(entry.estimate, entry.row).split(" ")[0] if entry.estimate else "-"
         lines.setdefault(entry.column.label, []).append(shown)
     header = ("trained as", *map(_heading, rows))
-    return Table("Measured [interval at 95 %]", header, tuple((name, *line) for name, line in lines.items()))
+    return Table("Measured, means over seeds", header, tuple((name, *line) for name, line in lines.items()))
 
 
 def contrast_table(found: Sequence[Contrast], against: str) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from bounds.estimate import Estimate
@@ -40,7 +41,7 @@ class Entry:
 
 
 def in_words(estimate: Estimate, row: Row, sign: str = "") -> str:
-    """A number of a row with its interval: a share in per cent, anything else as it is.
+    """A number of a row with its interval, if it has one: a share in per cent, anything else as it is.
 
     Args:
         estimate: The number.
@@ -51,4 +52,4 @@ def in_words(estimate: Estimate, row: Row, sign: str = "") -> str:
     value, lower, upper = (
         f"{unit * number:{sign}{digits}}" for number in (estimate.value, estimate.lower, estimate.upper)
     )
-    return f"{value} [{lower}, {upper}]"
+    return f"{value} [{lower}, {upper}]" if math.isfinite(estimate.lower) else f"{value} [unknown]"

@@ -336,8 +336,9 @@ _ITEMS = (
          remark="Each deviation of the published code from the paper is switched on alone, and left out of "
          "the published code alone; `empirical/objectives/trs_official.py` says what each is. Its learning "
          "rate falls every 40 epochs, which on MNIST is what the paper states. Its driver script never turns "
-         "the search on. Transfer is attack success on another member; the published code measures it with 5 "
-         "steps in place of 50."),
+         "the search on. Networks without batch statistics are the same in training mode, so that this "
+         "deviation changes nothing for them. Transfer is attack success on another member; the published "
+         "code measures it with 5 steps in place of 50."),
 )  # fmt: skip
 ITEMS: Mapping[str, Item] = MappingProxyType({item.name: item for item in _ITEMS})
 _PAPER_ITEMS = tuple(name for name in ITEMS if name.startswith(("table-", "figure-")))

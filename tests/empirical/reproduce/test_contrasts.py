@@ -130,6 +130,7 @@ def test_contrasts_of_planted_results(tmp_path):
     assert (len(alone.rows), len(without.rows)) == (17, 15)
     line = next(line for line in alone.rows if line[0] == "published code")
     assert line[alone.header.index("PGD (50) eps=0.15")].startswith("**-20.0 [")
+    assert values.rows[0][values.header.index("PGD (50) eps=0.1")] == "60.0"
     write_pages([outcome], store, tmp_path / "pages")
     assert (tmp_path / "pages" / "deviations.png").stat().st_size > 0
     text = page(outcome, drawn=True)
@@ -147,3 +148,6 @@ def test_one_seed_decides_nothing_about_what_has_no_points(tmp_path):
     assert ends == {math.inf}
     assert all(np.isfinite(each.difference.upper) for each in decided)
     assert outcome.to_json()["contrasts"][0]["difference"]["upper"] == "inf"
+    _, alone, _ = number_tables(outcome)
+    line = next(line for line in alone.rows if line[0] == "published code")
+    assert line[alone.header.index("mean |cos|")] == "+12 [unknown]"

@@ -8,8 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
+from empirical.attacks import Attack
 from empirical.reproduce import tables
-from empirical.reproduce.cells import TrainingCell, WhiteBoxCell
+from empirical.reproduce.cells import BlackBoxCell, TrainingCell, TransferCell, WhiteBoxCell
 from empirical.reproduce.items import ITEMS, WORST
 from empirical.reproduce.pages import page, write_pages
 from empirical.reproduce.plan import make_plans
@@ -136,3 +137,28 @@ def test_radii_of_a_worst_case_are_one():
     attacks = [row.protocol.attacks for item in ITEMS.values() for row in item.rows if row.label == WORST]
     assert attacks
     assert all(tables._radius(each) for each in attacks)
+
+
+def test_health_of_every_kind_of_attack_is_looked_at():
+    """One attempt on a surrogate is black, one attack on a member has no gradient: both are named."""
+    plans = make_plans([ITEMS["table-5"], ITEMS["figure-4"]], choose_settings("smoke", None), 1)
+    records = {}
+    for plan in plans:
+        for cell in plan.cells:
+            attack = Attack("pgd", eps=0.1, on_failure="last").to_json()
+            if isinstance(cell, BlackBoxCell):
+                attempts = [{"attack": attack, "health": {**HEALTHY, "black": black}} for black in (0.0, 0.5)]
+                records[cell] = {"result": {"attempts": attempts}}
+            elif isinstance(cell, TransferCell):
+                records[cell] = {"result": {"health": [{**HEALTHY, "zero_gradients": 0.9}, HEALTHY, HEALTHY]}}
+    assert records
+    found = list(tables._warnings(records))
+    black, members = (
+        sum(isinstance(cell, kind) for cell in records) for kind in (BlackBoxCell, TransferCell)
+    )
+    assert (
+        f"PGD-50, linf eps 0.1 on a surrogate: black images or invalid pixels, in {black} of {2 * black} runs"
+        in found
+    )
+    assert sum("on a member: 90% to 90% of the gradients were zero" in each for each in found) == 2
+    assert members == 14
