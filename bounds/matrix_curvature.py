@@ -1,13 +1,13 @@
 """The transfer certificate with a curvature matrix in place of a number (refined result R9).
 
-A scalar curvature charges every direction for the worst one. Where a positive semidefinite matrix `Q_i` is
-known with `m_i(x + d) >= m_i + d.g_i - d^T Q_i d / 2` on the l2 ball (one hidden layer: `W^T diag(w) W`, low
-rank), the certificate R1 generalises: if for some weights `lambda >= 0`
+A scalar curvature charges every direction for the worst one. Where a symmetric matrix `Q_i` is known with
+`m_i(x + d) >= m_i + d.g_i - d^T Q_i d / 2` on the l2 ball (one hidden layer: `W^T diag(w) W`, low rank), the
+certificate R1 generalises: if for some weights `lambda >= 0`
 
     min over ||d||_2 <= eps of  sum_i lambda_i (m_i + d.g_i - d^T Q_i d / 2)  >  0,
 
 no perturbation in the ball fools all models together. The minimum is a trust-region subproblem, solved
-exactly by its secular equation. Never worse than R1 with `kappa_i = ||Q_i||`.
+exactly by its secular equation; `Q_i` may be indefinite. Never worse than R1 with `kappa_i = ||Q_i||`.
 
 The witness is the pair (lambda, mu): for every `mu` above the largest eigenvalue of `Q = sum_i lambda_i Q_i`,
 `lambda.m - g^T (mu I - Q)^{-1} g / 2 - mu eps^2 / 2` is a lower bound on the minimum (Lagrangian duality),
@@ -30,6 +30,9 @@ _MACHINE = float(np.finfo(np.float64).eps)
 _CLEARANCE = 1e-9
 _BISECTIONS = 30
 _NEWTON_STEPS = 40
+# The search begins in a Krylov space, where the input space is larger than this times the models squared.
+_KRYLOV_STEPS = 2
+_KRYLOV_GAIN = 8
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,14 @@ def matrix_certificate(
     Args:
         margins: Loss margins m_i at x, shape (n, N).
         gradients: Gradients of the margins at x, shape (n, N, d).
-        matrices: Symmetric positive semidefinite curvature matrices Q_i, shape (n, N, d, d).
+        matrices: Symmetric curvature matrices Q_i, which may be indefinite, shape (n, N, d, d).
         radius: Radius of the l2 ball.
 
     Returns:
         The certificate with its witness.
 
     Raises:
-        ValueError: If shapes disagree, a number is NaN, a matrix is not symmetric positive semidefinite, or
-            the radius is negative.
+        ValueError: If shapes disagree, a number is NaN, a matrix is not symmetric, or the radius is negative.
     """
     margins, gradients, matrices = _problem(margins, gradients, matrices, radius)
     return _certify(margins, gradients, matrices, radius, 0.0)
@@ -164,8 +166,7 @@ def check_matrix_witness(
         Shape (n,): True where `lambda >= 0`, `mu I - Q` is definite and the dual bound is positive.
 
     Raises:
-        ValueError: If shapes disagree, a number is NaN, a matrix is not symmetric positive semidefinite, or
-            the radius is negative.
+        ValueError: If shapes disagree, a number is NaN, a matrix is not symmetric, or the radius is negative.
     """
     margins, gradients, matrices = _problem(margins, gradients, matrices, radius)
     lam, mu = _finite("witness", witness, 2), _finite("multiplier", multiplier, 1)
@@ -179,14 +180,14 @@ def check_matrix_witness(
 def trust_region(gradients: Floats, matrices: Floats, radius: float) -> TrustRegion:
     """Minimise `g.d - d^T Q d / 2` over `||d||_2 <= eps` exactly, hard case included.
 
-    The objective is concave, so a minimiser lies on the sphere, at `d = -(mu I - Q)^{-1} g` with mu at least
-    the largest eigenvalue; mu solves the secular equation `||d(mu)|| = eps` (Newton on 1 / ||d||,
-    bracketed). In the hard case g has no component on the top eigenvectors and d is completed along one of
-    them.
+    A minimiser is at `d = -(mu I - Q)^{-1} g` with mu at least 0 and at least the largest eigenvalue. It lies
+    on the sphere, where mu solves the secular equation `||d(mu)|| = eps` (Newton on 1 / ||d||, bracketed),
+    unless Q is negative definite and the free minimum, mu = 0, is inside. In the hard case g has no component
+    on the top eigenvectors and d is completed along one of them.
 
     Args:
         gradients: g, shape (n, d).
-        matrices: Q, symmetric positive semidefinite, shape (n, d, d).
+        matrices: Q, symmetric, shape (n, d, d).
         radius: eps, positive or zero.
 
     Returns:
@@ -197,9 +198,10 @@ def trust_region(gradients: Floats, matrices: Floats, radius: float) -> TrustReg
     gaps = values[:, -1:] - values
     size = np.linalg.norm(parts, axis=1)
     if radius == 0.0:  # any large multiplier will do: the bound is the margin less ||g||^2 / (2 mu)
-        return TrustRegion(np.zeros_like(parts), 2.0 * values[:, -1] + 1e12 * size * (1.0 + size))
+        curved = np.abs(values).max(axis=1)
+        return TrustRegion(np.zeros_like(parts), 2.0 * curved + 1e12 * size * (1.0 + size))
     floor = 1e-14 * (np.abs(values[:, -1]) + size / radius) + np.finfo(float).tiny ** 0.25
-    low = np.maximum(np.abs(parts[:, -1]) / radius, floor)
+    low = np.maximum(np.maximum(np.abs(parts[:, -1]) / radius, floor), -values[:, -1])
     high = np.maximum(size / radius, low)
     excess = low.copy()
     for _ in range(_NEWTON_STEPS):
@@ -213,7 +215,8 @@ def trust_region(gradients: Floats, matrices: Floats, radius: float) -> TrustReg
         excess = np.where((newton > low) & (newton < high), newton, (low + high) / 2)
     step = -parts / (gaps + excess[:, None])
     rest = (step[:, :-1] ** 2).sum(axis=1)
-    hard = rest + step[:, -1] ** 2 < (1.0 - 1e-8) * radius**2
+    inside = rest + step[:, -1] ** 2 < (1.0 - 1e-8) * radius**2
+    hard = inside & (values[:, -1] + excess > 0)
     to_sphere = np.copysign(np.sqrt(np.maximum(radius**2 - rest, 0.0)), -parts[:, -1])
     step[:, -1] = np.where(hard, to_sphere, step[:, -1])
     return TrustRegion(np.einsum("nde,ne->nd", vectors, step), values[:, -1] + excess)
@@ -223,24 +226,67 @@ def _certify(
     margins: Floats, gradients: Floats, matrices: Floats, radius: float, relative_error: float
 ) -> MatrixCertificate:
     """Search lambda, then grant only what the dual bound proves."""
+    top = np.maximum(np.linalg.eigvalsh(matrices)[..., -1], 0.0)
+    start = l2_witness(margins - top * radius**2 / 2.0, gradients @ gradients.swapaxes(-1, -2), radius)
+    witness, candidates = start.copy(), np.arange(len(margins))
+    if gradients.shape[2] > _KRYLOV_GAIN * len(margins[0]) ** 2:
+        # A step in a subspace that overcomes all margins is one in the whole space: most cases end here.
+        witness, refuted = _search(margins, *_krylov(gradients, matrices), radius, start)
+        candidates = np.flatnonzero(~refuted)
+    found, _ = _search(
+        margins[candidates], gradients[candidates], matrices[candidates], radius, witness[candidates]
+    )
+    witness[candidates] = found
+    proved = np.zeros(len(margins), dtype=bool)
+    multiplier = np.zeros(len(margins))
+    combined = _combined(found, gradients[candidates], matrices[candidates])
+    values = np.linalg.eigvalsh(combined[1])
+    size = np.abs(values).max(axis=1, initial=0.0)
+    multiplier[candidates] = np.maximum(
+        trust_region(*combined, radius).multiplier, values[:, -1] + _CLEARANCE * size + 1e-100
+    )
+    proved[candidates] = _check(
+        found, multiplier[candidates], margins[candidates], gradients[candidates], matrices[candidates],
+        radius, relative_error,
+    )  # fmt: skip
+    return MatrixCertificate(proved, witness, multiplier)
+
+
+def _search(
+    margins: Floats, gradients: Floats, matrices: Floats, radius: float, start: Floats
+) -> tuple[Floats, Bools]:
+    """Weights that make the minimum positive where there are such, and where there are surely none."""
+    refuted = np.zeros(len(margins), dtype=bool)
 
     def oracle(index: NDArray[np.intp], weights: Floats) -> Floats:
         solved = trust_region(*_combined(weights, gradients[index], matrices[index]), radius)
-        bend = np.einsum("kd,kide,ke->ki", solved.step, matrices[index], solved.step, optimize=True)
-        return margins[index] + np.einsum("kid,kd->ki", gradients[index], solved.step) - bend / 2.0
+        bend = ((matrices[index] @ solved.step[:, None, :, None])[..., 0] * solved.step[:, None]).sum(2)
+        rows = margins[index] + (gradients[index] * solved.step[:, None]).sum(2) - bend / 2.0
+        refuted[index[(rows <= 0).all(axis=1)]] = True
+        return np.asarray(rows)
 
-    top = np.maximum(np.linalg.eigvalsh(matrices)[..., -1], 0.0)
-    start = l2_witness(margins - top * radius**2 / 2.0, gradients @ gradients.swapaxes(-1, -2), radius)
-    if margins.shape[1] == 2:
-        witness = _bisect_to_positive(oracle, start)
-    else:
-        witness, _ = ascend_to_positive(oracle, start)
-    combined_gradient, combined_matrix = _combined(witness, gradients, matrices)
-    multiplier = trust_region(combined_gradient, combined_matrix, radius).multiplier
-    largest = np.linalg.eigvalsh(combined_matrix)[:, -1]
-    multiplier = np.maximum(multiplier, largest * (1.0 + _CLEARANCE) + 1e-100)
-    proved = _check(witness, multiplier, margins, gradients, matrices, radius, relative_error)
-    return MatrixCertificate(proved, witness, multiplier)
+    search = _bisect_to_positive if margins.shape[1] == 2 else _ascend
+    return search(oracle, start), refuted
+
+
+def _ascend(oracle: Callable[[NDArray[np.intp], Floats], Floats], start: Floats) -> Floats:
+    """Any number of models; one has nothing to search."""
+    if start.shape[1] == 1:
+        oracle(np.arange(len(start)), start)
+        return start
+    return ascend_to_positive(oracle, start)[0]
+
+
+def _krylov(gradients: Floats, matrices: Floats) -> tuple[Floats, Floats]:
+    """The problem in the span of the gradients and what the matrices make of them, once and twice."""
+    models = gradients.shape[1]
+    blocks = [gradients]
+    for _ in range(_KRYLOV_STEPS):
+        pushed = np.concatenate([blocks[-1] @ matrices[:, i] for i in range(models)], axis=1)
+        size = np.linalg.norm(pushed, axis=2, keepdims=True)
+        blocks.append(np.divide(pushed, size, out=np.zeros_like(pushed), where=size > 0))
+    basis = np.linalg.qr(np.concatenate(blocks, axis=1).swapaxes(1, 2))[0]
+    return gradients @ basis, basis.swapaxes(1, 2)[:, None] @ matrices @ basis[:, None]
 
 
 def _bisect_to_positive(oracle: Callable[[NDArray[np.intp], Floats], Floats], start: Floats) -> Floats:
@@ -328,7 +374,4 @@ def _problem(
     size = np.abs(matrices).max(axis=(2, 3), initial=0.0)
     if (np.abs(matrices - matrices.swapaxes(2, 3)).max(axis=(2, 3), initial=0.0) > 1e-12 * size).any():
         raise ValueError("expected symmetric matrices, got an asymmetric one")
-    lowest = np.linalg.eigvalsh(matrices)[..., 0] if matrices.size else size
-    if (lowest < -1e-10 * size * dimension).any():
-        raise ValueError(f"expected positive semidefinite matrices, got an eigenvalue {lowest.min():.3g}")
     return margins, gradients, matrices

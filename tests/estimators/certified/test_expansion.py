@@ -1,0 +1,130 @@
+"""Expansions over balls: no point of a ball leaves what they allow, and every part of them is needed."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from estimators.certified import read_network
+from estimators.certified.activations import gelu, silu, softplus, tanh
+from estimators.certified.expansion import expand, mean_bend
+
+SEEDS = range(12)
+
+
+def descended(function, x, radius, norm, generator):
+    """Points (n, *shape) of the balls where projected descent leaves a function, summed over samples, low."""
+    step = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    for turn in range(15):
+        if norm == "l2":
+            scale = radius / step.flatten(1).norm(dim=1).clamp_min(1e-12)
+            scale = scale if turn == 0 else scale.clamp_max(1)
+            step = step * scale.reshape(-1, *[1] * (x.dim() - 1))
+        else:
+            step = step.sign() * radius if turn == 0 else step.clamp(-radius, radius)
+        step = step.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(function(x + step).sum(), step)
+        if turn < 14:
+            length = slope.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, *[1] * (x.dim() - 1))
+            step = step.detach() - 0.3 * radius * (slope.sign() if norm == "linf" else slope / length)
+    return x + step.detach()
+
+
+def gaps(seed, random_network, norm, radius, *, smooth):
+    """By how much the least of each functional exceeds its affine and its quadratic lower bound, (n, 2)."""
+    model, x, classes = random_network(seed, smooth=smooth)
+    seeds = torch.eye(classes, dtype=x.dtype)
+    seeds = (seeds[:1] - seeds[1:]).expand(len(x), -1, -1)
+    found = expand(read_network(model, x), x, radius, norm).functionals(seeds)
+    label = 0
+    value = lambda points: model(points) @ seeds[0, label]  # noqa: E731
+    pairs = []
+    generator = torch.Generator().manual_seed(seed)
+    quadratic = found.has_matrices
+    if quadratic:
+        every = torch.arange(len(x))
+        matrix, constant = found.quadratic(every, torch.full_like(every, label))
+
+    def affine_gap(points):
+        step = (points - x).flatten(1)
+        linear = found.values[:, label] + (found.gradients[:, label] * step).sum(1)
+        return value(points) - linear + found.fall()[:, label]
+
+    def quadratic_gap(points):
+        step = (points - x).flatten(1)
+        bend = torch.einsum("nd,nde,ne->n", step, matrix, step) / 2
+        linear = found.values[:, label] + (found.gradients[:, label] * step).sum(1)
+        return value(points) - linear + bend + constant
+
+    for gap in [affine_gap, quadratic_gap] if quadratic else [affine_gap]:
+        pairs.append(gap(descended(gap, x, radius, norm, generator)).detach())
+    return torch.stack(pairs, 1), found.values.abs().max()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("smooth", [True, False])
+def test_descent_never_gets_below_the_lower_bounds(random_network, norm, smooth):
+    for seed in SEEDS:
+        radius = (0.4, 0.05, 0.15)[seed // 2 % 3]
+        found, size = gaps(seed, random_network, norm, radius, smooth=smooth)
+        assert float(found.min()) >= -1e-9 * float(1 + size), (seed, radius)
+
+
+def test_the_affine_bound_is_tight_where_it_can_be():
+    """One unit with a convex activation: the chord is reached at the end of the ball."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.Softplus(5.0, 50.0), nn.Linear(1, 2)).double()
+    with torch.no_grad():
+        for weight, numbers in zip(
+            model.parameters(), ([[1.0]], [0.0], [[-1.0], [0.0]], [0, 0]), strict=True
+        ):
+            weight.copy_(torch.tensor(numbers))
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    found = expand(read_network(model, x), x, 0.5, "l2").functionals(torch.tensor([[[1.0, -1.0]]]).double())
+    ends = torch.tensor([[-0.5], [0.5]], dtype=torch.float64)
+    logits = model(ends).detach() @ torch.tensor([1.0, -1.0], dtype=torch.float64)
+    exact = (found.values[0, 0] + found.gradients[0, 0, 0] * ends[:, 0] - logits).max()
+    assert exact <= float(found.fall()[0, 0]) <= 1.0001 * exact
+
+
+@pytest.mark.parametrize("curve", [softplus(5.0), tanh(), gelu(), silu()], ids=lambda curve: curve.name)
+def test_mean_second_derivatives_are_in_their_range(curve):
+    value = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    for reach in (0.02, 0.3, 2.0):
+        low, high = mean_bend(curve, value, torch.full_like(value, reach))
+        step = torch.linspace(-1, 1, 40, dtype=torch.float64).unsqueeze(1) * reach
+        rest = curve.value(value + step) - curve.value(value) - curve.slope(value) * step
+        mean = 2 * rest / step.square()
+        slack = 1e-14 / step.abs().min() ** 2
+        assert bool((mean >= low - slack).all())
+        assert bool((mean <= high + slack).all())
+        # Sharper than the range of the second derivative itself.
+        far_low, far_high = curve.bend_range(value - reach, value + reach)
+        assert float((high - low).sum()) < 0.9 * float((far_high - far_low).sum())
+
+
+def test_units_beyond_the_limit_fall_back_on_norms(random_network, monkeypatch):
+    """Without the gradients of the units the bounds are wider, and hold."""
+    model, x, classes = random_network(6)
+    network, seeds = read_network(model, x), torch.eye(classes).double().expand(len(x), -1, -1)
+    held = expand(network, x, 0.2, "l2").functionals(seeds)
+    monkeypatch.setattr("estimators.certified.expansion.ROW_ENTRIES", 0)
+    loose = expand(network, x, 0.2, "l2").functionals(seeds)
+    assert not loose.has_matrices
+    assert bool((loose.fall() >= held.fall() * (1 - 1e-9)).all())
+    assert float(loose.fall().sum()) > 1.05 * float(held.fall().sum())
+    found, _ = gaps(6, lambda *_, **__: (model, x, classes), "l2", 0.2, smooth=True)
+    assert float(found.min()) >= -1e-9
+
+
+def test_at_radius_zero_everything_is_exact(random_network):
+    for seed in range(4):
+        model, x, classes = random_network(seed)
+        found = expand(read_network(model, x), x, 0.0, "l2").functionals(
+            torch.eye(classes).double().expand(len(x), -1, -1)
+        )
+        points = x.clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(model(points)[:, 0].sum(), points)
+        assert torch.allclose(found.values, model(x))
+        assert torch.allclose(found.gradients[:, 0], slope.flatten(1))
+        assert float(found.fall().abs().max()) == 0.0
+        assert functional.relu(-found.fall(-1.0)).max() == 0
