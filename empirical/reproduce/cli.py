@@ -30,7 +30,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "item",
         nargs="*",
-        help="table-1 ... table-8, figure-3, figure-4, figure-5, all of these, or deviations; see --list",
+        help="table-1 ... table-8, figure-3, figure-4, figure-5, the word all for these, or deviations; see --list",
     )
     parser.add_argument("--list", action="store_true", help="show what can be measured, and at which scales")
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="default: cpu")
