@@ -30,9 +30,10 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "item",
         nargs="*",
-        help="table-1 ... table-8, figure-3, figure-4, figure-5, the word all for these, or deviations; see --list",
+        help="table-1 ... table-8, figure-3, figure-4, figure-5, the word all for these, or deviations",
     )
     parser.add_argument("--list", action="store_true", help="show what can be measured, and at which scales")
+    parser.add_argument("--plan", action="store_true", help="show how much work is left, and do none of it")
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="default: cpu")
     parser.add_argument(
         "--dataset", metavar="NAME",
@@ -65,6 +66,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     from empirical.reproduce.queue import Store, run_cells
     from empirical.reproduce.scales import choose_settings
     from empirical.reproduce.tables import claim_table, collect, number_tables
+    from empirical.reproduce.workload import workload_table
     from empirical.training import find_device
 
     if options.list:
@@ -76,10 +78,13 @@ def _reproduce(options: argparse.Namespace) -> int:
     plans = make_plans(choose_items(options.item), settings, options.seeds)
     if not plans:
         raise ValueError(f"expected an item that scale {options.scale} has data for, got {options.item}")
-    environment = describe_environment(find_device(options.device))
     store = Store(options.output)
-    bench = Bench(store.ensembles, options.data_root, options.download, options.device, sys.stderr.isatty())
     cells = with_needs([cell for plan in plans for cell in plan.cells])
+    if options.plan:
+        print(workload_table(cells, store).to_text())
+        return 0
+    environment = describe_environment(find_device(options.device))
+    bench = Bench(store.ensembles, options.data_root, options.download, options.device, sys.stderr.isatty())
     if not all(map(store.finished, cells)):
         for name in sorted({setting.dataset for plan in plans for setting in plan.settings.values()}):
             bench.data(name)  # a missing one shows before any work
