@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from bounds import STATEMENTS
 from empirical import summary
 from empirical.files import write_text
+from empirical.mathml import mathml
 from empirical.plots import SavedFigure
 from empirical.results import Comparison
 
@@ -27,6 +30,7 @@ def write_report(comparison: Comparison, figures: Sequence[SavedFigure], path: P
         path: File to write.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    identifiers = summary.statements(comparison)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         settings=comparison.settings,
         environment=comparison.environment,
@@ -36,11 +40,19 @@ def write_report(comparison: Comparison, figures: Sequence[SavedFigure], path: P
         tables=[summary.ensemble_table(comparison), summary.statement_table(comparison)],
         reasons=summary.reason_table(comparison),
         details=[summary.detail_table(result) for result in comparison.ensembles],
-        statements=[STATEMENTS[identifier] for identifier in summary.statements(comparison)],
+        anchors={summary.short_title(identifier): _anchor(identifier) for identifier in identifiers},
+        statements=[_statement(identifier, comparison) for identifier in identifiers],
         figures=[
-            {"name": figure.name, "title": figure.title, "caption": figure.caption, "svg": inline_svg(figure)}
+            {
+                "name": figure.name,
+                "title": figure.title,
+                "caption": figure.caption,
+                "svg": inline_svg(figure),
+                "table": figure.table,
+            }
             for figure in figures
         ],
+        words=_words,
     )
     write_text(path, page)
 
@@ -49,7 +61,38 @@ def inline_svg(figure: SavedFigure) -> str:
     """The figure's SVG element, ready to stand inside a page: own identifiers, a label for screen readers."""
     text = figure.svg.read_text(encoding="utf-8")
     text = text[text.index("<svg") :]
+    # What is not drawn and points elsewhere: licence and format, as addresses.
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Several figures share one page, and an SVG's identifiers are global to it.
     text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{figure.name}-", text)
-    label = html.escape(f"{figure.title}. {figure.caption}", quote=True)
+    label = html.escape(f"{figure.title} {figure.caption}", quote=True)
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def _anchor(identifier: str) -> str:
+    return f"statement-{identifier}"
+
+
+def _statement(identifier: str, comparison: Comparison) -> dict[str, Any]:
+    """A statement's section: its formula, what its proof needs, and how it fared here."""
+    statement = STATEMENTS[identifier]
+    verdicts = Counter(row.verdict for row in comparison.rows() if row.statement == identifier)
+    return {
+        "statement": statement,
+        "anchor": _anchor(identifier),
+        "formula": mathml(statement.latex(), "block"),
+        "quantities": [(mathml(quantity.latex), quantity) for quantity in statement.quantities],
+        "hypotheses": [
+            ("assumed", each.words, "")
+            if each.predicate is None
+            else ("checked", each.words, mathml(statement.latex_of(each.predicate)))
+            for each in statement.hypotheses
+        ],
+        "here": ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in summary.VERDICTS if verdicts[verdict])
+        + f", of {verdicts.total()} evaluations.",
+    }
+
+
+def _words(fields: Mapping[str, Any]) -> str:
+    """What is set of a mapping, in words."""
+    return ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None)

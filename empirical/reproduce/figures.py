@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from scipy import ndimage
 
-from empirical.plots import COLOURS, STYLE  # first: it chooses the backend
+from empirical.plots.style import COLOURS, MARKERS, plt, save
 from empirical.reproduce.contrasts import contrasts
 from empirical.reproduce.entries import Entry
 from empirical.reproduce.items import ROBUST, Transfer
@@ -15,12 +19,8 @@ from empirical.reproduce.queue import Store
 from empirical.reproduce.tables import Outcome
 from empirical.transfer_matrix import TransferMatrix
 
-from matplotlib import pyplot as plt  # isort: skip
-from matplotlib.axes import Axes  # isort: skip
-from matplotlib.colors import BoundaryNorm, ListedColormap  # isort: skip
-from matplotlib.figure import Figure  # isort: skip
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Regions of fewer cells of the grid than this are too small for their label.
+_ROOM = 40
 
 
 def save_figure(outcome: Outcome, store: Store, folder: Path) -> bool:
@@ -32,14 +32,7 @@ def save_figure(outcome: Outcome, store: Store, folder: Path) -> bool:
     draw = DRAWINGS.get(outcome.plan.item.drawing)
     if draw is None or not any(entry.reading for entry in outcome.entries):
         return False
-    folder.mkdir(parents=True, exist_ok=True)
-    name = folder / outcome.plan.item.name
-    with plt.rc_context(STYLE):
-        figure = draw(outcome, store)
-        # A fixed date and a fixed hash salt keep the files byte-identical from run to run.
-        figure.savefig(name.with_suffix(".svg"), metadata={"Date": None}, bbox_inches="tight")
-        figure.savefig(name.with_suffix(".png"), dpi=90, bbox_inches="tight")
-        plt.close(figure)
+    save(lambda: draw(outcome, store), folder / outcome.plan.item.name, dpi=90)
     return True
 
 
@@ -143,7 +136,7 @@ def boundaries(outcome: Outcome, store: Store) -> Figure:
         for axes, found in zip(line, slices, strict=False):
             _boundary(axes, found)
     figure.supxlabel(
-        f"orthogonal direction; {plan.settings[row.dataset].dataset}, seed {seed}, l2; one colour per label",
+        f"orthogonal direction; {plan.settings[row.dataset].dataset}, seed {seed}, l2; digits name the predicted label",
         fontsize=9,
     )
     return figure
@@ -151,15 +144,35 @@ def boundaries(outcome: Outcome, store: Store) -> Figure:
 
 def _boundary(axes: Axes, found: Mapping) -> None:
     reach = found["offsets"][-1]
-    colours = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
-    norm = BoundaryNorm(np.arange(-0.5, 10), 10)
+    labels = np.array(found["labels"]["ensemble"])
+    pale = [[(1 + 2 * channel) / 3 for channel in colour] for colour in plt.get_cmap("tab10").colors]  # type: ignore[attr-defined]
     axes.imshow(
-        np.array(found["labels"]["ensemble"]) % 10, origin="lower", extent=(-reach, reach, -reach, reach),
-        cmap=ListedColormap(colours), norm=norm, interpolation="nearest", alpha=0.75,
+        labels % 10, origin="lower", extent=(-reach, reach, -reach, reach), cmap=ListedColormap(pale),
+        norm=BoundaryNorm(np.arange(-0.5, 10), 10), interpolation="nearest",
     )  # fmt: skip
+    for label, x, y in _regions(labels, np.array(found["offsets"])):
+        axes.text(x, y, str(label), ha="center", va="center", fontsize=8)
+    for label in np.unique(labels):
+        axes.contour(found["offsets"], found["offsets"], labels == label, [0.5], colors="#444444", linewidths=0.5)
     axes.plot([0, 0], [0, reach], "k--", linewidth=0.8)  # where an attack goes
     axes.plot(0, 0, "k.", markersize=5)
     axes.set_title(f"point {found['point']}, label {found['label']}", fontsize=8)
+
+
+def _regions(labels: np.ndarray, offsets: np.ndarray) -> list[tuple[int, float, float]]:
+    """Label and place of each region that is large enough to name: its point farthest from the boundary."""
+    named = []
+    for label in np.unique(labels):
+        regions, count = ndimage.label(labels == label)
+        for region in range(1, count + 1):
+            inside = np.pad(regions == region, 1)
+            depth = ndimage.distance_transform_edt(inside)[1:-1, 1:-1]
+            # The middle line is where the attack's direction is drawn.
+            depth[:, abs(offsets) < 0.1 * offsets[-1]] *= 0.5
+            if inside.sum() >= _ROOM:
+                row, column = np.unravel_index(depth.argmax(), depth.shape)
+                named.append((int(label), float(offsets[column]), float(offsets[row])))
+    return named
 
 
 def contrast_plot(outcome: Outcome, store: Store) -> Figure:

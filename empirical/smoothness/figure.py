@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bounds import Estimate
-from empirical.plots import COLOURS, STYLE
+from empirical.plots.style import COLOURS, MARKERS, ink, plt, save
 from empirical.smoothness.result import SETS, SmoothnessStudy
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (5, 1)), (0, (2, 1)), (0, (5, 1, 1, 1)))
 NAME = "smoothness-bracket"
 
 
 def save_bracket(study: SmoothnessStudy, folder: Path) -> list[Path]:
     """Draw the bracket as SVG and PNG into a folder, which is created."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{NAME}.svg", folder / f"{NAME}.png"]
-    with plt.rc_context(STYLE):
-        figure = smoothness_bracket(study)
-        # A fixed date and a fixed hash salt keep the files byte-identical from run to run.
-        figure.savefig(paths[0], metadata={"Date": None}, bbox_inches="tight")
-        figure.savefig(paths[1], dpi=150, bbox_inches="tight")
-        plt.close(figure)
-    return paths
+    return list(save(lambda: smoothness_bracket(study), folder / NAME))
 
 
 def smoothness_bracket(study: SmoothnessStudy) -> Figure:
@@ -51,15 +43,27 @@ def _sets(study: SmoothnessStudy) -> list[str]:
 def _draw_brackets(axes: Axes, study: SmoothnessStudy) -> None:
     sets = _sets(study)
     spread = 0.7 / max(len(study.members), 1)
-    for index, (member, (colour, marker)) in enumerate(zip(study.members, _styles(study), strict=True)):
+    middles: dict[str, list[float]] = {}
+    for index, (member, (colour, marker, _)) in enumerate(zip(study.members, _styles(study), strict=True)):
+        shift = spread * (index - (len(study.members) - 1) / 2)
+        middles.setdefault(_group(member.name), []).append(shift)
         for place, where in enumerate(sets):
             if where in member.smoothness:
-                x = place + spread * (index - (len(study.members) - 1) / 2)
-                _draw_interval(axes, x, member.smoothness[where], colour, marker)
+                _draw_interval(axes, place + shift, member.smoothness[where], colour, marker)
+    for place in range(1, len(sets)):
+        axes.axvline(place - 0.5, color="#DDDDDD", linewidth=0.6, zorder=0)
     axes.set_yscale("log")
     axes.set_xticks(range(len(sets)), [SETS[where].replace(" ", "\n", 2) for where in sets])
     axes.set_ylabel(r"smoothness $\beta$ (loss per squared l2 distance)")
     axes.set_title("from sampled (marker) to certified (bar); an arrow: no finite end")
+    # Each group's name, once, where the axis has room for it: over the first set.
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.12)
+    for index, (name, shifts) in enumerate(middles.items()):
+        axes.text(
+            sum(shifts) / len(shifts), 0.99 - 0.05 * (index % 2), name, transform=axes.get_xaxis_transform(), ha="center",
+            va="top", fontsize=7, color=ink(COLOURS[index % len(COLOURS)]),
+        )  # fmt: skip
 
 
 def _draw_interval(axes: Axes, x: float, estimate: Estimate, colour: str, marker: str) -> None:
@@ -78,11 +82,11 @@ def _draw_interval(axes: Axes, x: float, estimate: Estimate, colour: str, marker
 
 
 def _draw_convergence(axes: Axes, study: SmoothnessStudy) -> None:
-    for member, (colour, marker) in zip(study.members, _styles(study), strict=True):
+    for member, (colour, marker, dash) in zip(study.members, _styles(study), strict=True):
         if member.convergence:
             budget, best = zip(*member.convergence, strict=True)
             axes.plot(
-                budget, best, color=colour, marker=marker, markersize=3, linewidth=1, label=member.name,
+                budget, best, color=colour, marker=marker, markersize=3, linewidth=1, linestyle=dash, label=member.name,
                 drawstyle="steps-post", markevery=[-1],
             )  # fmt: skip
     axes.set_xlabel("gradient evaluations per sample")
@@ -91,13 +95,18 @@ def _draw_convergence(axes: Axes, study: SmoothnessStudy) -> None:
     axes.set_title(f"sampling by {study.settings.method}")
 
 
-def _styles(study: SmoothnessStudy) -> list[tuple[str, str]]:
-    """A colour for each ensemble and a marker for each member of it."""
+def _group(name: str) -> str:
+    return name.rpartition("/")[0] or name
+
+
+def _styles(study: SmoothnessStudy) -> list[tuple[str, str, Any]]:
+    """A colour and a dash for each ensemble and a marker for each member of it."""
     groups: dict[str, int] = {}
     styles = []
     for member in study.members:
-        group = member.name.rpartition("/")[0] or member.name
+        group = _group(member.name)
         place = groups[group] = groups.get(group, -1) + 1
-        colour = COLOURS[list(groups).index(group) % len(COLOURS)]
-        styles.append((colour, MARKERS[place % len(MARKERS)]))
+        index = list(groups).index(group)
+        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+        styles.append((colour, MARKERS[place % len(MARKERS)], dash))
     return styles

@@ -1,0 +1,123 @@
+"""Transfer matrices: guaranteed from below, measured, guaranteed from above, on one colour scale."""
+
+from __future__ import annotations
+
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from empirical.plots.select import Drawing, is_upper, joint_pairs, l2_rows, number, sharpest
+from empirical.results import Comparison, EnsembleResult
+from empirical.rows import Row
+from empirical.summary import Table
+
+MODE = "untargeted"
+Matrix = NDArray[np.float64]
+
+
+def matrices(result: EnsembleResult, eps: float) -> dict[str, Matrix]:
+    """Untargeted rates at an l2 radius by ordered pair: what is guaranteed at least, measured, at most.
+
+    Rows are surrogates, columns targets; NaN on the diagonal. Of several attacks the strongest is shown, and
+    what bounds all of them. Where nothing is guaranteed the bounds are 0 and 1.
+    """
+    shape = (result.members, result.members)
+    found = {"at least": np.zeros(shape), "measured": np.zeros(shape), "at most": np.ones(shape)}
+    rows = [row for row in sharpest(l2_rows(result, MODE)) if row.eps == eps]
+    for pair in {(row.surrogate, row.target) for row in rows}:
+        own = [row for row in rows if (row.surrogate, row.target) == pair]
+        found["measured"][pair] = max(row.measured.value for row in own)
+        found["at least"][pair] = _guaranteed(own, False)
+        found["at most"][pair] = _guaranteed(own, True)
+    for row in joint_pairs(result, MODE, eps):
+        for pair in (row.models, row.models[::-1]):
+            # R2 bounds every attack on the two, whichever of them it was built on.
+            found["at most"][pair] = min(found["at most"][pair], row.certified.upper)
+    for matrix in found.values():
+        np.fill_diagonal(matrix, np.nan)
+    return found
+
+
+def _guaranteed(rows: list[Row], upper: bool) -> float:
+    """The sharpest guarantee that covers every attack, 0 or 1 where there is none."""
+    trivial, sharp, weak = (1.0, min, max) if upper else (0.0, max, min)
+    best: dict[str, float] = {row.attack: trivial for row in rows}
+    for row in rows:
+        if is_upper(row) == upper and row.bound["guaranteed"] is not None:
+            best[row.attack] = sharp(best[row.attack], row.bound["guaranteed"])
+    return weak(best.values())
+
+
+def draw(comparison: Comparison) -> Figure:
+    """Three rows of matrices, a column for every ensemble."""
+    eps = _radius(comparison)
+    results = comparison.ensembles
+    found = [matrices(result, eps) for result in results]
+    figure, panels = plt.subplots(
+        3, len(results), figsize=(1.5 + 1.9 * len(results), 6.0), squeeze=False, layout="constrained"
+    )
+    for axes, result in zip(panels[0], results, strict=True):
+        axes.set_title(result.name)
+    for name, line in zip(found[0], panels, strict=True):
+        for result, own, axes in zip(results, found, line, strict=True):
+            image = _matrix(axes, own[name])
+            axes.set_xticks(range(result.members))
+            axes.set_yticks(range(result.members))
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+        line[0].set_ylabel(f"{name}\n\nsurrogate")
+    for axes in panels[-1]:
+        axes.set_xlabel("target")
+    figure.colorbar(image, ax=panels, label=f"transfer rate, l2 {eps:g}", shrink=0.6, ticks=(0, 0.05, 0.2, 0.5, 1))
+    return figure
+
+
+def _radius(comparison: Comparison) -> float:
+    """The largest radius at which the typical guarantee from above is below a half; else the smallest."""
+    radii = comparison.settings.eps
+    typical = {
+        eps: float(np.nanmedian([matrices(result, eps)["at most"] for result in comparison.ensembles]))
+        for eps in radii
+    }
+    return max((eps for eps in radii if typical[eps] < 0.5), default=min(radii))
+
+
+def _matrix(axes: Axes, matrix: Matrix) -> object:
+    # A root scale: the rates are small where the bounds speak, and 1 is what says nothing.
+    norm = PowerNorm(0.5, 0, 1)
+    image = axes.imshow(np.ma.masked_invalid(matrix), norm=norm, cmap="cividis")
+    for (i, j), rate in np.ndenumerate(matrix):
+        if np.isfinite(rate):
+            axes.text(j, i, f"{rate:.3f}" if rate < 0.1 else f"{rate:.2f}", ha="center", va="center", fontsize=8,
+                      color="black" if norm(rate) > 0.55 else "white")  # fmt: skip
+        else:
+            axes.text(j, i, "–", ha="center", va="center", fontsize=8)
+    return image
+
+
+def table(comparison: Comparison) -> Table:
+    """Every entry."""
+    eps = _radius(comparison)
+    lines = []
+    for result in comparison.ensembles:
+        found = matrices(result, eps)
+        for pair in np.ndindex(result.members, result.members):
+            if pair[0] != pair[1]:
+                lines.append((result.name, *map(str, pair), *(number(float(each[pair])) for each in found.values())))
+    header = ("ensemble", "surrogate", "target", "at least", "measured", "at most")
+    return Table(f"Untargeted transfer at l2 {eps:g}", header, tuple(lines))
+
+
+TRANSFER_MATRICES = Drawing(
+    "transfer-matrices",
+    "Who fools whom, and what is guaranteed about it?",
+    "Untargeted transfer between members, rows surrogate, columns target, on one colour scale: the best guaranteed "
+    "lower bound, the rate of the strongest attack measured, the best guaranteed upper bound. 0 above and 1 below "
+    "mean that nothing is guaranteed.",
+    draw,
+    table,
+)
