@@ -88,7 +88,9 @@ def _statement(identifier: str, comparison: Comparison) -> dict[str, Any]:
             else ("checked", each.words, mathml(statement.latex_of(each.predicate)))
             for each in statement.hypotheses
         ],
-        "here": ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in summary.VERDICTS if verdicts[verdict])
+        "here": ", ".join(
+            f"{verdicts[verdict]} {verdict}" for verdict in summary.VERDICTS if verdicts[verdict]
+        )
         + f", of {verdicts.total()} evaluations.",
     }
 

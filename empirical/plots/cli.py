@@ -18,9 +18,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="draw-figures",
         description="Draw figures anew from saved results alone, without models and data, as SVG and PNG: "
-        "of a comparison (results.json of bound-vs-empirical) all its figures and the report, of a smoothness "
-        "study (study.json of estimate-smoothness) the bracket.",
-        epilog="The figures of reproduce are drawn anew when it is called again. Exit status: 0 fine, 2 bad input.",
+        "of a comparison (results.json of bound-vs-empirical) all its figures and the report, of a "
+        "smoothness study (study.json of estimate-smoothness) the bracket.",
+        epilog="The figures of reproduce are drawn anew when it is called again. Exit status: 0 fine, 2 bad "
+        "input.",
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="saved results")
     parser.add_argument(

@@ -1,14 +1,16 @@
-"""The phase diagram: how similar and how smooth models may be for a bound to say something, and where ours are."""
+"""The phase diagram: how similar and how smooth models may be for a bound to speak, and where ours are."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -24,7 +26,7 @@ from empirical.plots.select import (
     number,
     telling_radius,
 )
-from empirical.plots.style import COLOURS, note
+from empirical.plots.style import note
 from empirical.results import Comparison, EnsembleResult
 from empirical.rows import Row
 from empirical.summary import Table, short_title
@@ -32,7 +34,7 @@ from empirical.summary import Table, short_title
 LEVELS = (0.0, 0.03, 0.1, 0.3, 1.0)
 AXES = ("S_upper", "beta")
 POINTS = 100
-DASHES = ("-", "--", "-.", ":")
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":")
 
 
 def statements(mode_rows: Sequence[Row]) -> list[str]:
@@ -101,10 +103,21 @@ def draw(comparison: Comparison) -> Figure:
     if shades is not None:
         figure.colorbar(shades, ax=panels, label="sharpest of the bounds", shrink=0.8, ticks=LEVELS)
     marks = [
-        Line2D([], [], color="black", marker=marker, markerfacecolor=fill, linestyle="", markersize=5, label=words)
+        Line2D(
+            [],
+            [],
+            color="black",
+            marker=marker,
+            markerfacecolor=fill,
+            linestyle="",
+            markersize=5,
+            label=words,
+        )
         for _, marker, fill, words in _MARKS
     ]
-    figure.legend(handles=[*handles.values(), *marks], frameon=False, ncols=4, loc="outside upper center", fontsize=8)
+    figure.legend(
+        handles=[*handles.values(), *marks], frameon=False, ncols=4, loc="outside upper center", fontsize=8
+    )
     return figure
 
 
@@ -122,21 +135,26 @@ def _range(comparison: Comparison) -> tuple[float, float]:
         beta
         for result in comparison.ensembles
         for mode in MODES
-        for beta in (row.quantities["beta"].value for row in l2_rows(result, mode) if "beta" in row.quantities)
+        for beta in (
+            row.quantities["beta"].value for row in l2_rows(result, mode) if "beta" in row.quantities
+        )
         if 0 < beta < math.inf
     ]
     seen += [each.beta.upper for each in comparison.ensembles if math.isfinite(each.beta.upper)]
     return (min(seen) / 5, max(seen) * 3) if seen else (1e-2, 1e2)
 
 
-def _panel(axes: Axes, result: EnsembleResult, mode: str, eps: float, handles: dict[str, Line2D]) -> object | None:
+def _panel(
+    axes: Axes, result: EnsembleResult, mode: str, eps: float, handles: dict[str, Line2D]
+) -> ContourSet | None:
     rows = [row for row in l2_rows(result, mode) if row.eps == eps]
     names = statements(rows)
     similarity, beta = np.meshgrid(
         np.linspace(-1, 1, POINTS), np.geomspace(*axes.get_ylim(), POINTS), indexing="xy"
     )
     surfaces = {
-        name: surface([row for row in rows if row.statement == name], name, similarity, beta) for name in names
+        name: surface([row for row in rows if row.statement == name], name, similarity, beta)
+        for name in names
     }
     sharp = np.minimum.reduce(list(surfaces.values()))
     shades = None
@@ -150,11 +168,15 @@ def _panel(axes: Axes, result: EnsembleResult, mode: str, eps: float, handles: d
         colour = next(each.colour for each in FAMILIES if each.name == family(name))
         dash = DASHES[place % len(DASHES)]
         if (value < 1).any() and (value >= 1).any():
-            # Beyond the frontier the bound has a pole; its logarithm, cut off, is gentle enough for a contour.
+            # Beyond the frontier the bound has a pole; its logarithm, cut off, is gentle enough to contour.
             height = np.log10(np.clip(value, 1e-3, 1e3))
-            axes.contour(similarity, beta, height, levels=[0.0], colors=[colour], linestyles=[dash], linewidths=1.6)
+            axes.contour(
+                similarity, beta, height, levels=[0.0], colors=[colour], linestyles=[dash], linewidths=1.6
+            )
             label = f"{short_title(name)} = 1"
-            handles.setdefault(label, Line2D([], [], color=colour, linestyle=dash, linewidth=1.6, label=label))
+            handles.setdefault(
+                label, Line2D([], [], color=colour, linestyle=dash, linewidth=1.6, label=label)
+            )
             silent = False
     if silent and not (sharp < 1).any():
         note(axes, "no smoothness and no similarity\nmakes a bound speak here")
@@ -174,15 +196,15 @@ def _pairs(axes: Axes, rows: Sequence[Row], result: EnsembleResult) -> None:
             axes.plot(*zip(*finite, strict=True), linestyle="", marker=marker, markersize=4.5, color="black",
                       markerfacecolor=fill, markeredgewidth=0.8)  # fmt: skip
             if stand_in == "segment" and math.isfinite(result.beta.upper):
-                axes.plot([similarity for similarity, _ in finite], [result.beta.upper] * len(finite), linestyle="",
-                          marker="_", color=COLOURS[6], markersize=7)  # fmt: skip
+                places = [similarity for similarity, _ in finite]
+                axes.plot(places, [result.beta.upper] * len(places), "_", color="black", markersize=7)
 
 
 def frontier(rows: Sequence[Row], statement: str, similarity: float) -> float:
     """Smoothness at which the bound reaches 1 for a given similarity, every other quantity at its worst.
 
-    Bisection, because the bounds rise with beta: up to a relative 1e-9; 0 where no beta makes the bound speak,
-    infinite beyond 1e9.
+    By bisection, because the bounds rise with beta, up to a relative 1e-9; 0 where no beta makes the bound
+    speak, infinite beyond 1e9.
     """
 
     def speaks(beta: float) -> bool:
@@ -201,7 +223,15 @@ def frontier(rows: Sequence[Row], statement: str, similarity: float) -> float:
 
 def table(comparison: Comparison) -> Table:
     """For every ensemble and bound: where its pairs are, and how smooth they would have to be."""
-    header = ("ensemble", "statement", "eps", "largest cosine", "beta remainder", "beta segment", "beta needed below")
+    header = (
+        "ensemble",
+        "statement",
+        "eps",
+        "largest cosine",
+        "beta remainder",
+        "beta segment",
+        "beta needed below",
+    )
     lines = []
     for mode in MODES:
         eps = telling_radius(comparison, mode)
@@ -215,17 +245,19 @@ def table(comparison: Comparison) -> Table:
                     for stand_in in ("remainder", "segment")
                 ]
                 needed = number(frontier(own, name, similarity))
-                lines.append((result.name, short_title(name), f"{own[0].eps:g}", f"{similarity:.2f}", *betas, needed))
+                lines.append(
+                    (result.name, short_title(name), f"{own[0].eps:g}", f"{similarity:.2f}", *betas, needed)
+                )
     return Table("Where the pairs are, and how smooth they would have to be", header, tuple(lines))
 
 
 PHASE_DIAGRAM = Drawing(
     "phase-diagram",
     "How similar and how smooth may models be?",
-    "The plane of the two quantities that the paper controls. Below a line the bound is smaller than 1 for every "
-    "pair of the ensemble, with risks, losses and gradient size as they are for its worst pair; the shade is the "
-    "sharpest bound. Dots: the ensemble's pairs by the smoothness along the attack, dashes: by the one that is "
-    "certified over all inputs.",
+    "The plane of the two quantities that the paper controls. Below a line the bound is smaller than 1 "
+    "for every pair of the ensemble, with risks, losses and gradient size as they are for its worst pair; "
+    "the shade is the sharpest bound. Dots: the ensemble's pairs by the smoothness along the attack, "
+    "dashes: by the one that is certified over all inputs.",
     draw,
     table,
 )

@@ -58,8 +58,8 @@ def table(comparison: Comparison) -> Table:
 ROBUST_ACCURACY = Drawing(
     "robust-accuracy",
     "How robust are the ensembles?",
-    "Clean accuracy of the weakest member and robust accuracy of the whole ensemble under 50-step PGD. Lines on "
-    "the bars are {confidence} Clopper-Pearson intervals.",
+    "Clean accuracy of the weakest member and robust accuracy of the whole ensemble under 50-step PGD. "
+    "Lines on the bars are {confidence} Clopper-Pearson intervals.",
     draw,
     table,
 )

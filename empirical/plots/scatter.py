@@ -1,4 +1,4 @@
-"""Bound against measured: every statement, pair and attack, and the half-plane in which a bound would be broken."""
+"""Bound against measured: every statement, pair and attack, and the half-plane where a bound is broken."""
 
 from __future__ import annotations
 
@@ -27,17 +27,30 @@ def draw(comparison: Comparison) -> Figure:
     joint = list(comparison.joint())
     columns = [*(each.label for each in FAMILIES), *(["certificates R2 and R7"] if joint else [])]
     figure, panels = plt.subplots(
-        2, len(columns), figsize=(0.9 + 2.5 * len(columns), 5.6), sharex=True, sharey="row", layout="constrained"
+        2,
+        len(columns),
+        figsize=(0.9 + 2.5 * len(columns), 5.6),
+        sharex=True,
+        sharey="row",
+        layout="constrained",
     )
     rows = sharpest(comparison.rows())
     looks = dict(
-        zip((each.name for each in comparison.ensembles), cycle(zip(COLOURS, MARKERS, strict=True)), strict=False)
+        zip(
+            (each.name for each in comparison.ensembles),
+            cycle(zip(COLOURS, MARKERS, strict=True)),
+            strict=False,
+        )
     )
     for upper, line in zip((True, False), panels, strict=True):
         for index, axes in enumerate(line):
             _background(axes, upper)
             if index < len(FAMILIES):
-                chosen = [row for row in rows if is_upper(row) == upper and family(row.statement) == FAMILIES[index].name]
+                chosen = [
+                    row
+                    for row in rows
+                    if is_upper(row) == upper and family(row.statement) == FAMILIES[index].name
+                ]
                 applicable = [row for row in chosen if bound(row) is not None]
                 _points(axes, applicable, looks)
                 words = f"{len(applicable)} of {len(chosen)} applicable"
@@ -46,7 +59,9 @@ def draw(comparison: Comparison) -> Figure:
             else:
                 _certificates(axes, joint, looks, upper)
                 words = f"{len(joint)} rates"
-            axes.set_title(f"{columns[index]}: {words}" if not upper else f"{columns[index]}\n{words}", fontsize=9)
+            axes.set_title(
+                f"{columns[index]}: {words}" if not upper else f"{columns[index]}\n{words}", fontsize=9
+            )
         line[0].set_ylabel(f"{'upper' if upper else 'lower'} bound")
     for axes in panels[-1]:
         axes.set_xlabel("measured rate")
@@ -78,8 +93,8 @@ def _points(axes: Axes, rows: list[Row], looks: dict[str, tuple[str, str]]) -> N
         assert guaranteed is not None
         colour, marker = looks[row.ensemble]
         rate = row.measured
-        axes.plot([rate.lower, rate.upper], [value, value], [rate.value] * 2, [value, guaranteed], color=colour,
-                  linewidth=0.5, alpha=0.8)  # fmt: skip
+        axes.plot([rate.lower, rate.upper], [value, value], color=colour, linewidth=0.5, alpha=0.8)
+        axes.plot([rate.value, rate.value], [value, guaranteed], color=colour, linewidth=0.5, alpha=0.8)
         axes.plot(
             rate.value, value, color=colour, marker=marker, markersize=4, markeredgewidth=0.7, alpha=0.8,
             fillstyle=FILLS[row.bound["grade"]], markerfacecoloralt="white",
@@ -87,13 +102,13 @@ def _points(axes: Axes, rows: list[Row], looks: dict[str, tuple[str, str]]) -> N
     low, high = UPPER if rows and is_upper(rows[0]) else LOWER
     beyond = sum(not low <= row.bound["value"] <= high for row in rows)
     if beyond:
-        axes.text(0.98, 0.97, f"{beyond} beyond the axis", transform=axes.transAxes, ha="right", va="top", fontsize=7,
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
+        axes.text(
+            0.98, 0.97, f"{beyond} beyond the axis", transform=axes.transAxes, ha="right", va="top",
+            fontsize=7, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+        )  # fmt: skip
 
 
-def _certificates(
-    axes: Axes, joint: list[JointRow], looks: dict[str, tuple[str, str]], upper: bool
-) -> None:
+def _certificates(axes: Axes, joint: list[JointRow], looks: dict[str, tuple[str, str]], upper: bool) -> None:
     """R2 above and R7 below the strongest attack found."""
     for row in joint:
         colour, marker = looks[row.ensemble]
@@ -111,8 +126,8 @@ def _legend(looks: dict[str, tuple[str, str]]) -> list[Line2D | Patch]:
             for name, (colour, marker) in looks.items()
         ),
         *(
-            Line2D([], [], color="#555555", marker="o", linestyle="", fillstyle=fill, markerfacecoloralt="white",  # type: ignore[arg-type]
-                   label=f"{grade} bound")
+            Line2D([], [], color="#555555", marker="o", linestyle="", fillstyle=fill,  # type: ignore[arg-type]
+                   markerfacecoloralt="white", label=f"{grade} bound")
             for grade, fill in FILLS.items()
         ),
         Patch(facecolor=BROKEN, label="here a bound is broken"),
@@ -121,8 +136,17 @@ def _legend(looks: dict[str, tuple[str, str]]) -> list[Line2D | Patch]:
 
 
 def table(comparison: Comparison) -> Table:
-    """By ensemble and family: how many statements apply, speak, and how near they come to what is measured."""
-    header = ("ensemble", "family", "sense", "applicable", "informative", "violated", "median slack", "smallest slack")
+    """By ensemble and family: how many statements apply and speak, and how near they come to the measured."""
+    header = (
+        "ensemble",
+        "family",
+        "sense",
+        "applicable",
+        "informative",
+        "violated",
+        "median slack",
+        "smallest slack",
+    )
     lines = []
     for result in comparison.ensembles:
         rows = sharpest(result.rows)
@@ -130,7 +154,9 @@ def table(comparison: Comparison) -> Table:
         broken = [row for row in result.rows if row.verdict == "violated"]
         for each in FAMILIES:
             for upper in (True, False):
-                chosen = [row for row in rows if is_upper(row) == upper and family(row.statement) == each.name]
+                chosen = [
+                    row for row in rows if is_upper(row) == upper and family(row.statement) == each.name
+                ]
                 slack = [row.slack for row in chosen if row.slack is not None]
                 lines.append((
                     result.name, each.name, "upper" if upper else "lower", f"{len(slack)} of {len(chosen)}",
@@ -152,10 +178,10 @@ def table(comparison: Comparison) -> Table:
 BOUND_AGAINST_MEASURED = Drawing(
     "bound-against-measured",
     "Do the bounds hold, and how close are they?",
-    "Every applicable statement, ordered pair, attack and radius. Upper bounds belong above the diagonal, lower "
-    "bounds below it; a point in the shaded half-plane would be a broken bound. Marker and colour tell the "
-    "ensemble, the marker's filling the grade of the bound. Horizontal bars are intervals of the measurement, "
-    "vertical ones run from the point value to what is guaranteed.",
+    "Every applicable statement, ordered pair, attack and radius. Upper bounds belong above the diagonal, "
+    "lower bounds below it; a point in the shaded half-plane would be a broken bound. Marker and colour "
+    "tell the ensemble, the marker's filling the grade of the bound. Horizontal bars are intervals of the "
+    "measurement, vertical ones run from the point value to what is guaranteed.",
     draw,
     table,
 )

@@ -1,4 +1,4 @@
-"""What the figures show of a comparison's many rows: the sharpest ones, and what holds for every pair at once."""
+"""What the figures show of a comparison's rows: the sharpest ones, and what holds for every pair at once."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def is_upper(row: Row) -> bool:
 
 
 def sharpest(rows: Iterable[Row]) -> list[Row]:
-    """Of the stand-ins for beta the one with the better guarantee, for each statement, attack, pair and radius."""
+    """Of the stand-ins for beta the better guarantee, for each statement, attack, pair and radius."""
 
     def worth(row: Row) -> tuple[bool, float]:
         number = bound(row)
@@ -92,7 +92,16 @@ def sharpest(rows: Iterable[Row]) -> list[Row]:
 
     best: dict[tuple, Row] = {}
     for row in rows:
-        key = (row.ensemble, row.mode, row.norm, row.eps, row.attack, row.surrogate, row.target, row.statement)
+        key = (
+            row.ensemble,
+            row.mode,
+            row.norm,
+            row.eps,
+            row.attack,
+            row.surrogate,
+            row.target,
+            row.statement,
+        )
         if key not in best or worth(row) > worth(best[key]):
             best[key] = row
     return list(best.values())
@@ -144,7 +153,7 @@ def envelope(rows: Sequence[Row], name: str, *, upper: bool) -> dict[float, tupl
 
 
 def telling_radius(comparison: Comparison, mode: str) -> float:
-    """The l2 radius at which most is to be seen: the largest number of informative upper bounds, then largest.
+    """The l2 radius at which most is to be seen: the largest with half of the most informative bounds.
 
     One radius for all ensembles, so that their panels can be compared.
     """

@@ -35,7 +35,7 @@ Curve = dict[float, tuple[float, bool]]
 
 
 def draw(comparison: Comparison) -> Figure:
-    """One panel for every ensemble and mode: measured band, bounds for every pair, certificates as a ribbon."""
+    """A panel for every ensemble and mode: measured band, bounds for every pair, certificates as a ribbon."""
     modes = [mode for mode in MODES if any(row.mode == mode for row in comparison.rows())]
     figure, panels = plt.subplots(
         len(modes), len(comparison.ensembles), figsize=grid(comparison, len(modes)),
@@ -65,7 +65,11 @@ def _panel(axes: Axes, result: EnsembleResult, mode: str) -> None:
     axes.plot(radii, list(middle.values()), "o-", color=MEASURED, linewidth=1.3, markersize=3)
     labels = []
     for each in FAMILIES:
-        _line(axes, {eps: ends for eps, ends in envelope(rows, each.name, upper=False).items() if ends[0] > 0}, each)
+        _line(
+            axes,
+            {eps: ends for eps, ends in envelope(rows, each.name, upper=False).items() if ends[0] > 0},
+            each,
+        )
         curve = envelope(rows, each.name, upper=True)
         _line(axes, curve, each)
         labels.append((_end(curve), each.name, each.colour))
@@ -142,7 +146,8 @@ def _label(axes: Axes, labels: list[tuple[tuple[float, float], str, str]]) -> No
         down = -9.0 if last and abs(last[1] - y) < 0.12 and abs(math.log(x / last[0])) < 1 else 0.0
         axes.annotate(
             words, (x, y), xytext=(6, down if y > 0.08 else 9), textcoords="offset points", color=ink(colour),
-            fontsize=7, ha="left", va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8},
+            fontsize=7, ha="left", va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8},
         )  # fmt: skip
         last = (x, y)
 
@@ -153,33 +158,47 @@ def _legend(comparison: Comparison) -> list[Line2D | Patch]:
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=MEASURED, marker="o", markersize=3, label="measured: mean, range over pairs"),
         *(
-            Line2D([], [], color=each.colour, linestyle=each.dash, marker=each.marker, markersize=4, label=each.label)
+            Line2D(
+                [],
+                [],
+                color=each.colour,
+                linestyle=each.dash,
+                marker=each.marker,
+                markersize=4,
+                label=each.label,
+            )
             for each in FAMILIES
         ),
     ]
     if any(comparison.joint()):
         handles += [
-            Patch(facecolor="#BDBDBD", edgecolor=CERTIFICATE.colour, label="strongest attack: between R7 and R2"),
-            Line2D([], [], color=JOINT, marker="P", markersize=4, linestyle=(0, (4, 1)), label="strongest attack found"),
+            Patch(
+                facecolor="#BDBDBD", edgecolor=CERTIFICATE.colour, label="strongest attack: between R7 and R2"
+            ),
+            Line2D(
+                [],
+                [],
+                color=JOINT,
+                marker="P",
+                markersize=4,
+                linestyle=(0, (4, 1)),
+                label="strongest attack found",
+            ),
         ]
     return [*handles, says_nothing()] if present else handles
 
 
 def table(comparison: Comparison) -> Table:
     """Every curve of the figure by ensemble, mode and radius."""
-    header = (
-        "ensemble", "mode", "eps", "measured", *(f"{each.name} {side}" for each in FAMILIES for side in ("lower", "upper")),
-        "R7", "found", "R2",
-    )  # fmt: skip
+    sides = [f"{each.name} {side}" for each in FAMILIES for side in ("lower", "upper")]
+    header = ("ensemble", "mode", "eps", "measured", *sides, "R7", "found", "R2")
     lines = []
     for result in comparison.ensembles:
         for mode in MODES:
             rows = l2_rows(result, mode)
             low, middle, high = _measured(rows)
             joint = _joint(result, mode)
-            curves = [
-                envelope(rows, each.name, upper=upper) for each in FAMILIES for upper in (False, True)
-            ]
+            curves = [envelope(rows, each.name, upper=upper) for each in FAMILIES for upper in (False, True)]
             for eps, mean in middle.items():
                 group = joint.get(eps, [])
                 lines.append((
@@ -195,10 +214,11 @@ def table(comparison: Comparison) -> Table:
 EPS_SWEEP = Drawing(
     "eps-sweep",
     "Where does the theory say anything?",
-    "Transfer (Definition 7; targeted, without the points whose label is the target already) against the radius. "
-    "Blue: measured, mean and range over the ordered pairs of members and the attacks. The bounds are drawn as "
-    "they hold for every pair: of each variant the sharpest statement. In the hatched region a bound says "
-    "nothing; where a line stops, a hypothesis fails from there on. Open markers are heuristic.",
+    "Transfer (Definition 7; targeted, without the points whose label is the target already) against the "
+    "radius. Blue: measured, mean and range over the ordered pairs of members and the attacks. The bounds "
+    "are drawn as they hold for every pair: of each variant the sharpest statement. In the hatched region "
+    "a bound says nothing; where a line stops, a hypothesis fails from there on. Open markers are "
+    "heuristic.",
     draw,
     table,
 )

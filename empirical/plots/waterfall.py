@@ -78,8 +78,8 @@ def _rows(result: EnsembleResult, mode: str, statement: str, eps: float) -> list
 def steps(rows: Sequence[Row]) -> dict[str, float]:
     """What each step adds on the way from the measured rate to the bound, averaged over pairs and attacks.
 
-    The first step is what the bound costs at radius 0: Markov's inequality (Cantelli's has another name) in
-    the place of the distribution of the losses. It is negative where the bound at radius 0 lies below the rate.
+    The first step is what the bound costs at radius 0: Markov's or Cantelli's inequality in the place of the
+    distribution of the losses. It is negative where the bound at radius 0 lies below the rate.
     All rows must be applicable. The measured rate and the steps sum to the mean of the bounds' point values.
     """
     terms = [list(row.bound["terms"].items()) for row in rows]
@@ -99,7 +99,9 @@ def _panel(axes: Axes, rows: list[Row], statement: str, *, labels: bool) -> None
     applicable = [row for row in rows if row.bound["value"] is not None]
     if len(applicable) < len(rows) or not rows:
         left = f"{len(applicable)} of {len(rows)} pairs" if applicable else "every pair"
-        note(axes, "inapplicable:\na hypothesis fails for\n" + (left if not applicable else f"all but {left}"))
+        note(
+            axes, "inapplicable:\na hypothesis fails for\n" + (left if not applicable else f"all but {left}")
+        )
         return
     measured = float(np.mean([row.measured.value for row in rows]))
     colour = next(each.colour for each in FAMILIES if each.name == family(statement))
@@ -118,10 +120,9 @@ def _bar(axes: Axes, place: int, start: float, end: float, colour: str, words: s
               linewidth=0.4)  # fmt: skip
     # Beside the bar, or inside its end where there is no room beside it.
     beside = high < 1.0
-    axes.text(
-        high + 0.02 if beside else END - 0.02, place, words, ha="left" if beside else "right", va="center",
-        fontsize=7, bbox=None if beside else {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
-    )  # fmt: skip
+    x, align = (high + 0.02, "left") if beside else (END - 0.02, "right")
+    box = None if beside else {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+    axes.text(x, place, words, ha=align, va="center", fontsize=7, bbox=box)
 
 
 def table(comparison: Comparison) -> Table:
@@ -145,10 +146,10 @@ def table(comparison: Comparison) -> Table:
 SLACK_WATERFALL = Drawing(
     "slack-waterfall",
     "Which term loses the tightness?",
-    "From the measured rate (top) to the bound (bottom): what Markov's or Cantelli's inequality costs at radius 0 "
-    "(averaging), then what steep, similar and curved losses add. Means over pairs and attacks, at the one radius "
-    "in each row at which most is to be seen. Bars that end in the hatched region are cut off; their numbers are "
-    "whole.",
+    "From the measured rate (top) to the bound (bottom): what Markov's or Cantelli's inequality costs at "
+    "radius 0 (averaging), then what steep, similar and curved losses add. Means over pairs and attacks, "
+    "at the one radius in each row at which most is to be seen. Bars that end in the hatched region are "
+    "cut off; their numbers are whole.",
     draw,
     table,
 )

@@ -136,7 +136,8 @@ def boundaries(outcome: Outcome, store: Store) -> Figure:
         for axes, found in zip(line, slices, strict=False):
             _boundary(axes, found)
     figure.supxlabel(
-        f"orthogonal direction; {plan.settings[row.dataset].dataset}, seed {seed}, l2; digits name the predicted label",
+        f"orthogonal direction; {plan.settings[row.dataset].dataset}, seed {seed}, l2; "
+        "digits name the predicted label",
         fontsize=9,
     )
     return figure
@@ -153,7 +154,9 @@ def _boundary(axes: Axes, found: Mapping) -> None:
     for label, x, y in _regions(labels, np.array(found["offsets"])):
         axes.text(x, y, str(label), ha="center", va="center", fontsize=8)
     for label in np.unique(labels):
-        axes.contour(found["offsets"], found["offsets"], labels == label, [0.5], colors="#444444", linewidths=0.5)
+        axes.contour(
+            found["offsets"], found["offsets"], labels == label, [0.5], colors="#444444", linewidths=0.5
+        )
     axes.plot([0, 0], [0, reach], "k--", linewidth=0.8)  # where an attack goes
     axes.plot(0, 0, "k.", markersize=5)
     axes.set_title(f"point {found['point']}, label {found['label']}", fontsize=8)

@@ -61,8 +61,8 @@ def _draw_brackets(axes: Axes, study: SmoothnessStudy) -> None:
     axes.set_ylim(low, high * (high / low) ** 0.12)
     for index, (name, shifts) in enumerate(middles.items()):
         axes.text(
-            sum(shifts) / len(shifts), 0.99 - 0.05 * (index % 2), name, transform=axes.get_xaxis_transform(), ha="center",
-            va="top", fontsize=7, color=ink(COLOURS[index % len(COLOURS)]),
+            sum(shifts) / len(shifts), 0.99 - 0.05 * (index % 2), name, transform=axes.get_xaxis_transform(),
+            ha="center", va="top", fontsize=7, color=ink(COLOURS[index % len(COLOURS)]),
         )  # fmt: skip
 
 
@@ -86,8 +86,8 @@ def _draw_convergence(axes: Axes, study: SmoothnessStudy) -> None:
         if member.convergence:
             budget, best = zip(*member.convergence, strict=True)
             axes.plot(
-                budget, best, color=colour, marker=marker, markersize=3, linewidth=1, linestyle=dash, label=member.name,
-                drawstyle="steps-post", markevery=[-1],
+                budget, best, color=colour, marker=marker, markersize=3, linewidth=1, linestyle=dash,
+                label=member.name, drawstyle="steps-post", markevery=[-1],
             )  # fmt: skip
     axes.set_xlabel("gradient evaluations per sample")
     axes.set_ylabel(r"largest $\beta$ sampled so far")

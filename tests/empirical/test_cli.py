@@ -76,7 +76,7 @@ def test_the_report_is_one_self_contained_page(finished):
     page = (finished[0] / "report.html").read_text(encoding="utf-8")
     fetched = re.findall(r'(?:src|href)="(?!#|data:|http://www\.w3\.org)([^"]*)"', page)
     assert fetched == []
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 6
     seen: list[str] = []
 
     class Reader(HTMLParser):

@@ -26,7 +26,11 @@ def test_a_statement_that_applies_beats_one_that_does_not(make_row):
 
 
 def test_rows_of_other_attacks_and_norms_stay_apart(make_row):
-    rows = [make_row("theorem-4", attack=attack, norm=norm) for attack in ("pgd", "mim") for norm in ("l2", "linf")]
+    rows = [
+        make_row("theorem-4", attack=attack, norm=norm)
+        for attack in ("pgd", "mim")
+        for norm in ("l2", "linf")
+    ]
     assert sharpest(rows) == rows
 
 
@@ -67,7 +71,9 @@ def test_the_telling_radius_is_the_largest_with_half_of_the_informative_bounds(m
     comparison = make_comparison()
     informative = {
         eps: sum(
-            row.bound["status"] == "informative" and row.mode == "untargeted" and row.smoothness == "remainder"
+            row.bound["status"] == "informative"
+            and row.mode == "untargeted"
+            and row.smoothness == "remainder"
             for row in comparison.rows()
             if row.eps == eps
         )

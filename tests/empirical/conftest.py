@@ -12,7 +12,7 @@ from empirical.rows import JointRow, Row
 UNTARGETED = ("theorem-2", "theorem-4", "theorem-4-repaired", "refined-r3-untargeted")
 TARGETED = ("theorem-1", "theorem-3", "theorem-3-repaired", "refined-r3", "refined-cantelli")
 WORLD = {
-    "alpha": 0.2, "eta_F": 0.02, "eta_G": 0.03, "c_F": 0.5, "c_G": 3.0, "S_lower": 0.1,
+    "alpha": 0.2, "eta_F": 0.02, "eta_G": 0.03, "c_F": 5.0, "c_G": 3.0, "S_lower": 0.1,
     "xi_F": 0.02, "xi_G": 0.03, "l_min": 1.0, "B": 1.0, "S_upper": 0.5, "beta": 2.0,
     "right_rate": 0.9, "margin_mean": 5.0, "margin_deviation": 1.0,
 }  # fmt: skip
@@ -34,8 +34,8 @@ def make_row():
         measured = measured if isinstance(measured, Estimate) else Estimate.exact(measured)
         slack, verdict, reason = judge(bound, measured)
         mode = "targeted" if statement in TARGETED else "untargeted"
-        return Row(ensemble, *pair, mode, norm, eps, attack, statement, smoothness, bound.to_json(), quantities,
-                   measured, slack, verdict, reason)  # fmt: skip
+        return Row(ensemble, *pair, mode, norm, eps, attack, statement, smoothness, bound.to_json(),
+                   quantities, measured, slack, verdict, reason)  # fmt: skip
 
     return make
 
@@ -48,7 +48,8 @@ def make_joint():
         rate = Estimate.exact(found)
         return JointRow(
             ensemble, models, 2, mode, "l2", eps, Estimate.exact(0.95), Estimate(upper, lower, upper),
-            Estimate.exact(lower), rate, {"pgd": rate}, (rate, rate), upper - found, "consistent", "certified",
+            Estimate.exact(lower), rate, {"pgd": rate}, (rate, rate), upper - found,
+            "consistent", "certified",
         )  # fmt: skip
 
     return make
@@ -68,7 +69,15 @@ def make_comparison(make_row, make_joint):
                         for stand_in, beta in (("segment", 2.0 + place), ("remainder", 1.0 + place)):
                             world = {"beta": beta, **changes}
                             rows.append(
-                                make_row(statement, eps, pair, eps / 10, smoothness=stand_in, ensemble=name, **world)
+                                make_row(
+                                    statement,
+                                    eps,
+                                    pair,
+                                    eps / 100,
+                                    smoothness=stand_in,
+                                    ensemble=name,
+                                    **world,
+                                )
                             )
                     if joint and pair[0] < pair[1]:
                         certificates += [
@@ -86,7 +95,12 @@ def make_comparison(make_row, make_joint):
 def _ensemble(name, members, kinks, rows, joint):
     rate = Estimate.proportion(90, 100, confidence=0.95)
     smoothness = Estimate(20.0, 5.0, 20.0)
-    benign = {"similarity_lower": -0.1, "similarity_upper": 0.5, "gradient_norm": 1.0, "smoothness": smoothness.to_json()}
+    benign = {
+        "similarity_lower": -0.1,
+        "similarity_upper": 0.5,
+        "gradient_norm": 1.0,
+        "smoothness": smoothness.to_json(),
+    }
     robustness = ({"attack": {"eps": 0.1}, "estimate": rate},)
     return EnsembleResult(name, members, rate, (rate,) * members, kinks, robustness, benign, (), rows, joint,
                           provenance={"digest": "0"})  # fmt: skip
