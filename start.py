@@ -25,7 +25,7 @@ COMMANDS = {
     "bound-vs-empirical": ("empirical.cli", "bound_vs_empirical"),
     "train-ensemble": ("empirical.cli", "train_ensemble"),
     "estimate-smoothness": ("empirical.smoothness.cli", "estimate_smoothness"),
-    "draw-figures": ("empirical.plots.cli", "draw_figures"),
+    "draw-figures": ("empirical.redraw", "draw_figures"),
     "reproduce": ("empirical.reproduce.cli", "reproduce"),
     "check-statements": ("bounds.cli", "check_statements"),
 }

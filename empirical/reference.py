@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bounds import cli as check
-from empirical import cli
+from empirical import cli, redraw
 from empirical.files import write_text
 from empirical.reproduce import cli as reproduce
 from empirical.smoothness import cli as smoothness
@@ -30,6 +30,7 @@ def parsers() -> tuple[argparse.ArgumentParser, ...]:
         cli.train_parser(),
         smoothness.command_parser(),
         check.command_parser(),
+        redraw.command_parser(),
         reproduce.command_parser(),
     )
 

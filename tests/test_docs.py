@@ -14,6 +14,7 @@ from torch import nn
 
 from bounds.cli import check_statements
 from empirical import attacks, cli, data, objectives, reference
+from empirical.redraw import draw_figures
 from empirical.reproduce.cli import reproduce
 from empirical.smoothness.cli import estimate_smoothness
 
@@ -25,6 +26,7 @@ RUN = {
     "train-ensemble": cli.train_ensemble,
     "estimate-smoothness": estimate_smoothness,
     "check-statements": check_statements,
+    "draw-figures": draw_figures,
     "reproduce": reproduce,
 }
 PARSERS = {parser.prog: parser for parser in reference.parsers()}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from empirical.plots.cli import draw_figures
+from empirical.redraw import draw_figures
 from empirical.results import save_results
 
 

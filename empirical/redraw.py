@@ -11,10 +11,11 @@ from empirical.cli import guarded
 
 def draw_figures(arguments: list[str] | None = None) -> int:
     """Entry point of `draw-figures`; returns the exit status."""
-    return guarded(_draw, _parser().parse_args(arguments), "the same command")
+    return guarded(_draw, command_parser().parse_args(arguments), "the same command")
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The options of `draw-figures`."""
     parser = argparse.ArgumentParser(
         prog="draw-figures",
         description="Draw figures anew from saved results alone, without models and data, as SVG and PNG: "
