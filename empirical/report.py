@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from bounds import STATEMENTS
-from empirical import summary
+from empirical import summary, verdict
 from empirical.files import write_text
 from empirical.mathml import mathml
 from empirical.plots import SavedFigure
@@ -36,8 +36,8 @@ def write_report(comparison: Comparison, figures: Sequence[SavedFigure], path: P
         environment=comparison.environment,
         ensembles=comparison.ensembles,
         counts=summary.verdict_counts(comparison),
-        verdict=summary.findings(comparison),
-        tables=[summary.ensemble_table(comparison), summary.statement_table(comparison)],
+        verdict=verdict.findings(comparison),
+        tables=verdict.tables(comparison),
         reasons=summary.reason_table(comparison),
         details=[summary.detail_table(result) for result in comparison.ensembles],
         anchors={summary.short_title(identifier): _anchor(identifier) for identifier in identifiers},
@@ -76,7 +76,7 @@ def _anchor(identifier: str) -> str:
 def _statement(identifier: str, comparison: Comparison) -> dict[str, Any]:
     """A statement's section: its formula, what its proof needs, and how it fared here."""
     statement = STATEMENTS[identifier]
-    verdicts = Counter(row.verdict for row in comparison.rows() if row.statement == identifier)
+    counts = Counter(row.verdict for row in comparison.rows() if row.statement == identifier)
     return {
         "statement": statement,
         "anchor": _anchor(identifier),
@@ -88,10 +88,8 @@ def _statement(identifier: str, comparison: Comparison) -> dict[str, Any]:
             else ("checked", each.words, mathml(statement.latex_of(each.predicate)))
             for each in statement.hypotheses
         ],
-        "here": ", ".join(
-            f"{verdicts[verdict]} {verdict}" for verdict in summary.VERDICTS if verdicts[verdict]
-        )
-        + f", of {verdicts.total()} evaluations.",
+        "here": ", ".join(f"{counts[each]} {each}" for each in summary.VERDICTS if counts[each])
+        + f", of {counts.total()} evaluations.",
     }
 
 

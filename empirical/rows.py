@@ -134,6 +134,11 @@ class JointRow:
         """The members in words, such as "0+1" or "2 of 0+1+2"."""
         return members_in_words(self.models, self.together)
 
+    @property
+    def informative(self) -> bool:
+        """Whether R2 says more than which points can count at all."""
+        return self.verdict not in ("inapplicable", "vacuous")
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping."""
         return {

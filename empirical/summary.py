@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bounds import STATEMENTS, Variant
@@ -110,66 +110,6 @@ def detail_table(result: EnsembleResult) -> Table:
                  header, tuple(rows))  # fmt: skip
 
 
-def findings(comparison: Comparison) -> list[str]:
-    """What came out, most important first, as sentences."""
-    counts = verdict_counts(comparison)
-    total = sum(counts.values())
-    sentences = [
-        f"{counts['violated']} of {total} evaluations contradict a guaranteed bound: a proof or an "
-        "estimator is wrong. Please report it."
-        if counts["violated"]
-        else f"No guaranteed bound is contradicted by a measurement ({total} evaluations)."
-    ]
-    sentences += [
-        f"{result.name} has kinks ({', '.join(result.kinks)}): its beta is infinite and Theorems 1-4 do not "
-        "apply as stated. What is shown rests on the exact second-order remainder of the attack that was run."
-        for result in comparison.ensembles
-        if result.kinks
-    ]
-    sentences += _gradient_penalty(comparison.ensembles)
-    silent = []
-    for identifier in statements(comparison):
-        reach = {
-            result.name: found.guaranteed_best
-            for result in comparison.ensembles
-            if (found := _l2_frontier(result, identifier))
-        }
-        speaking = [f"{radius:g} ({name})" for name, radius in reach.items() if radius is not None]
-        if speaking:
-            mute = "".join(f"; never for {name}" for name, radius in reach.items() if radius is None)
-            sentences.append(
-                f"{short_title(identifier)} guarantees something up to l2 radius {', '.join(speaking)}{mute}."
-            )
-        else:
-            silent.append(short_title(identifier))
-    if silent:
-        verb = "guarantee" if len(silent) > 1 else "guarantees"
-        sentences.insert(
-            1, f"{', '.join(silent)} {verb} nothing about any of these ensembles at any radius tried."
-        )
-    return sentences
-
-
-def _gradient_penalty(ensembles: Sequence[EnsembleResult]) -> list[str]:
-    """What training did to B and to beta, between the ensembles with the largest and the smallest B."""
-    finite = [result for result in ensembles if math.isfinite(result.beta.upper)]
-    if len(finite) < 2:
-        return []
-    rough = max(finite, key=lambda result: result.benign["gradient_norm"])
-    flat = min(finite, key=lambda result: result.benign["gradient_norm"])
-    changes = (
-        (rough.benign["gradient_norm"], flat.benign["gradient_norm"]),
-        (rough.beta.lower, flat.beta.lower),
-        (rough.beta.upper, flat.beta.upper),
-    )
-    size, sampled, certified = (f"{before:.3g} to {after:.3g}" for before, after in changes)
-    return [
-        f"From {rough.name} to {flat.name} the largest gradient norm B goes from {size}, the sampled beta "
-        f"from {sampled}, the certified beta from {certified}. What bounds gradients need not bound beta "
-        "(erratum 13)."
-    ]
-
-
 def short_title(identifier: str) -> str:
     """A statement's title up to its colon, and whether the paper prints it so."""
     title = STATEMENTS[identifier].title.split(":")[0]
@@ -177,8 +117,9 @@ def short_title(identifier: str) -> str:
 
 
 def verdict_counts(comparison: Comparison) -> dict[str, int]:
-    """How many rows came to each verdict."""
+    """How many rows, those about certificates included, came to each verdict."""
     counts = Counter(row.verdict for row in comparison.rows())
+    counts.update(row.verdict for row in comparison.joint())
     return {verdict: counts[verdict] for verdict in VERDICTS}
 
 

@@ -33,7 +33,7 @@ def matrices(result: EnsembleResult, eps: float) -> dict[str, Matrix]:
         found["measured"][pair] = max(row.measured.value for row in own)
         found["at least"][pair] = _guaranteed(own, False)
         found["at most"][pair] = _guaranteed(own, True)
-    for row in joint_pairs(result, MODE, eps):
+    for row in filter(lambda row: row.informative, joint_pairs(result, MODE, eps)):
         first, second = row.models
         for pair in ((first, second), (second, first)):
             # R2 bounds every attack on the two, whichever of them it was built on.

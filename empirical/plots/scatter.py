@@ -58,7 +58,7 @@ def draw(comparison: Comparison) -> Figure:
                     note(axes, "a hypothesis fails\neverywhere")
             else:
                 _certificates(axes, joint, looks, upper)
-                words = f"{len(joint)} rates"
+                words = f"{sum(row.informative for row in joint)} of {len(joint)} speak"
             axes.set_title(
                 f"{columns[index]}: {words}" if not upper else f"{columns[index]}\n{words}", fontsize=9
             )
@@ -110,7 +110,7 @@ def _points(axes: Axes, rows: list[Row], looks: dict[str, tuple[str, str]]) -> N
 
 def _certificates(axes: Axes, joint: list[JointRow], looks: dict[str, tuple[str, str]], upper: bool) -> None:
     """R2 above and R7 below the strongest attack found."""
-    for row in joint:
+    for row in filter(lambda row: row.informative, joint):
         colour, marker = looks[row.ensemble]
         height = row.certified.upper if upper else row.must_transfer.lower
         axes.errorbar(
@@ -168,7 +168,7 @@ def table(comparison: Comparison) -> Table:
             slack = [row.slack for row in result.joint]
             lines.append((
                 result.name, "certificate R2", "upper", f"{len(slack)} of {len(slack)}",
-                str(sum(row.certified.upper < row.eligible.upper for row in result.joint)),
+                str(sum(row.informative for row in result.joint)),
                 str(sum(row.verdict == "violated" for row in result.joint)),
                 number(float(np.median(slack))), number(min(slack)),
             ))  # fmt: skip

@@ -73,7 +73,9 @@ def _panel(axes: Axes, result: EnsembleResult, mode: str) -> None:
         curve = envelope(rows, each.name, upper=True)
         _line(axes, curve, each)
         labels.append((_end(curve), each.name, each.colour))
-    certified = {eps: (max(row.certified.upper for row in group), True) for eps, group in joint.items()}
+    certified = {
+        eps: (max(row.certified.upper for row in group), True) for eps, group in _speaking(joint).items()
+    }
     labels.append((_end(certified), "R2", CERTIFICATE.colour))
     axes.set_ylim(BOTTOM, TOP)
     _label(axes, [(end, words, colour) for end, words, colour in labels if end])
@@ -99,16 +101,22 @@ def _joint(result: EnsembleResult, mode: str) -> dict[float, list[JointRow]]:
     return {eps: rows for eps in radii if (rows := joint_pairs(result, mode, eps))}
 
 
+def _speaking(joint: dict[float, list[JointRow]]) -> dict[float, list[JointRow]]:
+    """The radii at which R2 says something about every pair."""
+    return {eps: group for eps, group in joint.items() if all(row.informative for row in group)}
+
+
 def _certificates(axes: Axes, joint: dict[float, list[JointRow]]) -> None:
     """From R7 to R2: in this ribbon lies the strongest attack on the pair that is easiest to fool."""
     if not joint:
         return
-    lower = [max(row.must_transfer.lower for row in group) for group in joint.values()]
-    upper = [max(row.certified.upper for row in group) for group in joint.values()]
+    speaking = _speaking(joint)
+    lower = [max(row.must_transfer.lower for row in group) for group in speaking.values()]
+    upper = [max(row.certified.upper for row in group) for group in speaking.values()]
     found = [max(row.found.value for row in group) for group in joint.values()]
-    axes.fill_between(list(joint), lower, upper, color="#BDBDBD", alpha=0.6, linewidth=0)
+    axes.fill_between(list(speaking), lower, upper, color="#BDBDBD", alpha=0.6, linewidth=0)
     for edge in (lower, upper):
-        axes.plot(list(joint), edge, color=CERTIFICATE.colour, linewidth=0.9)
+        axes.plot(list(speaking), edge, color=CERTIFICATE.colour, linewidth=0.9)
     axes.plot(list(joint), found, color=JOINT, marker="P", markersize=4, linewidth=1.1, linestyle=(0, (4, 1)))
 
 
@@ -200,13 +208,13 @@ def table(comparison: Comparison) -> Table:
             joint = _joint(result, mode)
             curves = [envelope(rows, each.name, upper=upper) for each in FAMILIES for upper in (False, True)]
             for eps, mean in middle.items():
-                group = joint.get(eps, [])
+                group, sure = joint.get(eps, []), _speaking(joint).get(eps, [])
                 lines.append((
                     result.name, mode, f"{eps:g}", f"{mean:.3f} [{low[eps]:.3f}, {high[eps]:.3f}]",
                     *(number(curve[eps][0] if eps in curve else None) for curve in curves),
-                    number(max((row.must_transfer.lower for row in group), default=None)),
+                    number(max((row.must_transfer.lower for row in sure), default=None)),
                     number(max((row.found.value for row in group), default=None)),
-                    number(max((row.certified.upper for row in group), default=None)),
+                    number(max((row.certified.upper for row in sure), default=None)),
                 ))  # fmt: skip
     return Table("Rates and bounds by radius; a dash: inapplicable for some pair", header, tuple(lines))
 

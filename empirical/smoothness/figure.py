@@ -60,8 +60,9 @@ def _draw_brackets(axes: Axes, study: SmoothnessStudy) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * (high / low) ** 0.12)
     for index, (name, shifts) in enumerate(middles.items()):
+        height = 0.99 - 0.05 * (index % 2 if len(middles) > 4 else 0)
         axes.text(
-            sum(shifts) / len(shifts), 0.99 - 0.05 * (index % 2), name, transform=axes.get_xaxis_transform(),
+            sum(shifts) / len(shifts), height, name, transform=axes.get_xaxis_transform(),
             ha="center", va="top", fontsize=7, color=ink(COLOURS[index % len(COLOURS)]),
         )  # fmt: skip
 

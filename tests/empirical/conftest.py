@@ -5,6 +5,7 @@ from itertools import permutations
 import pytest
 
 from bounds import STATEMENTS, Estimate, evaluate
+from empirical.frontier import frontiers
 from empirical.judge import judge
 from empirical.results import Comparison, EnsembleResult, Settings
 from empirical.rows import JointRow, Row
@@ -103,4 +104,4 @@ def _ensemble(name, members, kinks, rows, joint):
     }
     robustness = ({"attack": {"eps": 0.1}, "estimate": rate},)
     return EnsembleResult(name, members, rate, (rate,) * members, kinks, robustness, benign, (), rows, joint,
-                          provenance={"digest": "0"})  # fmt: skip
+                          frontiers(rows, joint, members), {"digest": "0"})  # fmt: skip
