@@ -175,12 +175,12 @@ def run_attack(
         ImportError: If the attack needs a library that is not installed.
     """
     classes = check_inputs((model,), x, batch_size)
-    _check_pixels(x, pixel_range)
+    check_pixels(x, pixel_range)
     attack.check(classes, target is not None, pixel_range)
     y = check_labels(y, x, classes)
     labels = y if target is None else check_target(target, x, classes)
     goal = Goal(labels, target is not None)
-    with frozen(model), _generators_kept(x.device):
+    with frozen(model), generators_kept(x.device):
         x_adv, zero_gradients, monotone_loss = attack.perturb(model, x, goal, pixel_range, batch_size)
         success = goal.reached(predict(model, x_adv, batch_size=batch_size))
     health = AttackHealth(zero_gradients, monotone_loss, **_image_health(x, x_adv, attack.norm, pixel_range))
@@ -193,7 +193,7 @@ def predict(model: nn.Module, x: Tensor, *, batch_size: int = DEFAULT_BATCH) -> 
 
 
 @contextmanager
-def _generators_kept(device: torch.device) -> Iterator[None]:
+def generators_kept(device: torch.device) -> Iterator[None]:
     """Give the global generators of torch, numpy and Python their states back, also after a failure."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
@@ -220,7 +220,12 @@ def _image_health(x: Tensor, x_adv: Tensor, norm: str, pixel_range: PixelRange) 
     }
 
 
-def _check_pixels(x: Tensor, pixel_range: PixelRange) -> None:
+def check_pixels(x: Tensor, pixel_range: PixelRange) -> None:
+    """Refuse a range that is none, and images outside it.
+
+    Raises:
+        ValueError: If low is not below high, or a pixel lies outside.
+    """
     if pixel_range is None:
         return
     low, high = pixel_range

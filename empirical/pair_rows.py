@@ -60,7 +60,13 @@ class PairRows:
         }
 
     def rows(
-        self, attack: str, norm: str, eps: float, x_adv: Tensor, pairs: Sequence[tuple[int, int]]
+        self,
+        attack: str,
+        norm: str,
+        eps: float,
+        x_adv: Tensor,
+        pairs: Sequence[tuple[int, int]],
+        stand_ins: Sequence[str] = (SEGMENT, REMAINDER),
     ) -> list[Row]:
         """All statements about one attack.
 
@@ -70,6 +76,7 @@ class PairRows:
             eps: Radius of its ball, in that norm.
             x_adv: Attacked inputs (n, *shape).
             pairs: The surrogates and targets that it is an attack for.
+            stand_ins: What stands for beta.
         """
         size = eps if norm == "l2" else largest_l2_size(self.data.x, x_adv)
         attacked = measure_attack(self.members, self.data.x, x_adv, size)
@@ -78,7 +85,7 @@ class PairRows:
                 index: self._smoothness(index, x_adv, attacked.predictions[index], stand_in)
                 for index in sorted({member for pair in pairs for member in pair})
             }
-            for stand_in in (SEGMENT, REMAINDER)
+            for stand_in in stand_ins
         }
         rows = []
         for stand_in, beta_of in betas.items():

@@ -21,8 +21,7 @@ class Ball:
     """
 
     def __init__(self, x: Tensor, norm: str, eps: float, pixel_range: tuple[float, float] | None) -> None:
-        self.x = x
-        self.norm = norm
+        self.x, self.norm, self.eps, self.pixel_range = x, norm, eps, pixel_range
         low, high = (-math.inf, math.inf) if pixel_range is None else pixel_range
         if norm == "linf":
             self.low = _round_inwards(x, -eps).clamp(min=low)
@@ -31,6 +30,10 @@ class Ball:
             self.low, self.high = torch.full_like(x, low), torch.full_like(x, high)
             rounding = 2 * torch.finfo(x.dtype).eps * (sample_norms(x, 2) + eps)
             self.radius = (eps - rounding).clamp(min=0)
+
+    def at(self, rows: Tensor) -> Ball:
+        """The ball around some of the samples."""
+        return Ball(self.x[rows], self.norm, self.eps, self.pixel_range)
 
     def project(self, point: Tensor) -> Tensor:
         """The point, moved inside the ball and the pixel range.
