@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, permutations
+from itertools import combinations
 
 from torch import Tensor, nn
 
@@ -52,11 +52,12 @@ class Attacked:
                 others = range(len(self.on_members[name]))
                 yield name, [(*models, other) for other in others if other not in models], x_adv
             elif len(models) == 2:
-                yield name, list(permutations(models)), x_adv
+                f, g = models
+                yield name, [(f, g), (g, f)], x_adv
 
 
 class Attacker:
-    """Attacks in growing balls of one norm and mode; what worked in a smaller ball is where the next begins."""
+    """Attacks in growing balls of one norm and mode; what worked in one is where the next begins."""
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from bounds.must_transfer import must_transfer
 from empirical.attack_base import Goal, PixelRange, check_integer, check_name, check_positive, margin_loss
 from empirical.attacks import check_pixels, generators_kept
 from empirical.gradient_attacks import NORMS
-from empirical.perturbation import Ball, direction_of_ascent, spread, uniform_in_unit_ball
+from empirical.perturbation import Ball, direction_of_ascent, sample_norms, spread, uniform_in_unit_ball
 from estimators.batching import (
     DEFAULT_BATCH,
     check_finite,
@@ -37,9 +37,9 @@ from estimators.batching import (
 )
 
 # Length of the first and of the last step as shares of the radius; between them it falls geometrically.
-_STEPS = (1.0, 0.02)
-# Temperature of the smooth maximum, as a share of the sample's mean |h_i|; it falls in the same way.
-_TEMPERATURES = (0.5, 0.01)
+_STEPS = (1.0, 0.01)
+# Temperature of the smooth maximum, as a share of what one step can change.
+_TEMPERATURE = 0.5
 _MOMENTUM = 0.75
 # How often the linearised problem is solved anew where the last solution led.
 _EXPANSIONS = 3
@@ -188,11 +188,15 @@ class _Problem:
         """What is ascended, hard: the k-th largest, (n,)."""
         return heights.topk(self.together, 0).values[-1]
 
-    def smooth(self, heights: Tensor, share: float) -> Tensor:
+    def smooth(self, heights: Tensor, temperature: Tensor) -> Tensor:
         """The same, smooth: a soft minimum of the k largest, (n,)."""
         largest = heights.topk(self.together, 0).values
-        temperature = (share * heights.detach().abs().mean(0)).clamp_min(1e-12)
         return -temperature * torch.logsumexp(-largest / temperature, 0)
+
+    def change(self, gradient: Tensor) -> Tensor:
+        """What a step of length 1 can change at most, to first order, (n,)."""
+        dual = 2 if self.ball.norm == "l2" else 1
+        return sample_norms(gradient, dual).to(gradient.dtype)
 
 
 def _attack(
@@ -203,15 +207,15 @@ def _attack(
     with torch.no_grad():
         heights = problem.heights(best)
         for start in given:
-            point = problem.ball.project(start)
-            best, heights = _better(problem, best, heights, point, problem.heights(point))
+            inside = problem.ball.project(start)
+            best, heights = _better(problem, best, heights, inside, problem.heights(inside))
     # From the best of the given points, from the solution of the linearised problem, from random points.
-    for start in (best, None, *(problem.ball.x + offset for offset in offsets)):
+    for point in (best, None, *(problem.ball.x + offset for offset in offsets)):
         left = (problem.height(heights) <= 0).nonzero().squeeze(1)
         if not len(left):
             break
         rest = problem.at(left)
-        first = _linearised(rest) if start is None else rest.ball.project(start[left])
+        first = _linearised(rest) if point is None else rest.ball.project(point[left])
         found, its_heights = _ascend(rest, first, attack)
         chosen, chosen_heights = _better(rest, best[left], heights[:, left], found, its_heights)
         best, heights = best.index_copy(0, left, chosen), heights.index_copy(1, left, chosen_heights)
@@ -228,19 +232,20 @@ def _better(
 
 def _ascend(problem: _Problem, start: Tensor, attack: JointAttack) -> tuple[Tensor, Tensor]:
     """The highest iterate of every sample from one start; samples that are fooled leave."""
-    best, best_heights = start.clone(), None
+    best = start.clone()
+    with torch.no_grad():
+        best_heights = problem.heights(best)
     rows = torch.arange(len(start), device=start.device)
-    here, before = start, start
+    here, before, gradient = start, start, None
     for step in range(attack.steps + 1):
-        at = step / attack.steps
-        temperature, length = (first * (last / first) ** at for first, last in (_TEMPERATURES, _STEPS))
+        length = attack.eps * _STEPS[0] * (_STEPS[1] / _STEPS[0]) ** (step / attack.steps)
         with torch.enable_grad():
             point = here.detach().requires_grad_()
             heights = problem.heights(point)
-            gradient = torch.autograd.grad(problem.smooth(heights, temperature).sum(), point)[0]
+            scale = heights.detach().abs().mean(0) if gradient is None else length * problem.change(gradient)
+            smooth = problem.smooth(heights, (_TEMPERATURE * scale).clamp_min(1e-12))
+            gradient = torch.autograd.grad(smooth.sum(), point)[0]
         heights = heights.detach()
-        if best_heights is None:
-            best_heights = heights.clone()
         best[rows], best_heights[:, rows] = _better(problem, best[rows], best_heights[:, rows], here, heights)
         stay = (problem.height(heights) <= 0).nonzero().squeeze(1)
         if not len(stay) or step == attack.steps:
@@ -248,11 +253,10 @@ def _ascend(problem: _Problem, start: Tensor, attack: JointAttack) -> tuple[Tens
         if len(stay) < len(rows):
             rows, problem = rows[stay], problem.at(stay)
             here, before, gradient = here[stay], before[stay], gradient[stay]
-        ahead = here + attack.eps * length * direction_of_ascent(gradient, attack.norm)
+        ahead = here + length * direction_of_ascent(gradient, attack.norm)
         if step:
             ahead = ahead + (1 - _MOMENTUM) * (here - before)
         before, here = here, problem.ball.project(ahead)
-    assert best_heights is not None
     return best, best_heights
 
 
@@ -279,7 +283,7 @@ def _linearised(problem: _Problem) -> Tensor:
         step = must_transfer(
             margins.gather(1, easiest).double().cpu().numpy(),
             -slopes.gather(1, easiest.unsqueeze(2).expand(-1, -1, slopes.shape[2])).double().cpu().numpy(),
-            0.0, ball.eps, ball.norm,
+            0.0, ball.eps, ball.norm,  # type: ignore[arg-type]
         ).direction  # fmt: skip
         moved = torch.from_numpy(step).to(ball.x).reshape(ball.x.shape)
         point = ball.project(ball.x + moved)

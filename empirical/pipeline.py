@@ -21,6 +21,7 @@ from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split
 from empirical.ensemble import Ensemble, load_checkpoint
 from empirical.files import parse_json
+from empirical.joint_attack import JointAttack
 from empirical.plots import save_figures
 from empirical.report import write_report
 from empirical.results import (
@@ -205,7 +206,7 @@ def _known_results(
     return {(result.name, result.provenance["digest"]): result for result in earlier.ensembles}
 
 
-def transfer_attacks(names: Iterable[str], seed: int) -> dict[str, Attack]:
+def transfer_attacks(names: Iterable[str], seed: int) -> dict[str, Attack | JointAttack]:
     """The transfer attacks of these names, with a seed.
 
     Raises:
@@ -216,7 +217,10 @@ def transfer_attacks(names: Iterable[str], seed: int) -> dict[str, Attack]:
         raise ValueError(
             f"expected attacks among {', '.join(TRANSFER_ATTACKS)}, got {', '.join(names) or 'none'}"
         )
-    return {name: replace(TRANSFER_ATTACKS[name], seed=seed) for name in names}
+    chosen: dict[str, Attack | JointAttack] = {}
+    for name in names:
+        chosen[name] = replace(TRANSFER_ATTACKS[name], seed=seed)
+    return chosen
 
 
 def describe_attacks(names: Iterable[str], seed: int) -> dict[str, dict[str, Any]]:

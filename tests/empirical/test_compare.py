@@ -181,7 +181,7 @@ def test_a_missing_curvature_is_found_out(flat_world, monkeypatch):
         ]
 
     monkeypatch.setattr(joint_rows, "certify_groups", boastful)
-    planted = compare(*flat_world, name="flat", eps=(3.0,), target_label=1, pixel_range=None)
+    planted = compare(*flat_world, name="flat", eps=(3.0,), target_label=1, attacks=ATTACKS, pixel_range=None)
     assert {row.verdict for row in planted.joint if row.found.value > 0} == {"violated"}
     assert "points that are certified" in planted.joint[0].reason
 
@@ -196,7 +196,13 @@ def test_without_a_certificate_the_segment_rows_are_heuristic():
     ]
     data = Split(torch.randn(12, 2), torch.arange(12) % 2)
     found = compare(
-        Ensemble(members).eval(), data, name="normed", eps=(0.001,), target_label=1, pixel_range=None
+        Ensemble(members).eval(),
+        data,
+        name="normed",
+        eps=(0.001,),
+        target_label=1,
+        attacks=ATTACKS,
+        pixel_range=None,
     )
     assert found.beta.upper == float("inf")
     assert {row.verdict for row in found.joint} == {"inapplicable"}
@@ -225,7 +231,9 @@ def test_a_planted_false_statement_is_violated(flat_world, monkeypatch):
     monkeypatch.setattr(
         pair_rows, "evaluate", lambda name, given: evaluate(pair_rows.STATEMENTS[name], given)
     )
-    planted = compare(*flat_world, name="flat", eps=(0.05,), target_label=1, pixel_range=None)
+    planted = compare(
+        *flat_world, name="flat", eps=(0.05,), target_label=1, attacks=ATTACKS, pixel_range=None
+    )
     verdicts = {(row.smoothness, row.verdict) for row in planted.rows}
     assert (pair_rows.REMAINDER, "violated") in verdicts
     assert (pair_rows.SEGMENT, "violated") in verdicts
@@ -233,7 +241,13 @@ def test_a_planted_false_statement_is_violated(flat_world, monkeypatch):
 
 def test_population_mode_gives_intervals_and_no_certified_extremes(flat_world):
     found = compare(
-        *flat_world, name="flat", eps=(0.05,), target_label=1, pixel_range=None, support="population"
+        *flat_world,
+        name="flat",
+        eps=(0.05,),
+        target_label=1,
+        attacks=ATTACKS,
+        pixel_range=None,
+        support="population",
     )
     for row in found.rows:
         assert row.measured.lower < row.measured.upper
@@ -249,7 +263,13 @@ def test_kinks_make_the_theorems_inapplicable_but_not_the_remainder():
     ]
     data = Split(torch.randn(12, 2), torch.arange(12) % 2)
     found = compare(
-        Ensemble(members).eval(), data, name="relu", eps=(0.01,), target_label=1, pixel_range=None
+        Ensemble(members).eval(),
+        data,
+        name="relu",
+        eps=(0.01,),
+        target_label=1,
+        attacks=ATTACKS,
+        pixel_range=None,
     )
     assert found.kinks == ("ReLU",)
     for row in found.rows:
