@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 METHODS = ("vanilla", "cos-only", "cos-l2", "trs")
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+LINF_RADII = (0.02, 0.05)
+ATTACKS = ("pgd", "joint")
 
 
 def bound_vs_empirical(arguments: list[str] | None = None) -> int:
@@ -73,6 +75,22 @@ def bound_parser() -> argparse.ArgumentParser:
         default=list(RADII),
         metavar="RADIUS",
         help="l2 radii of the transfer attacks (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--linf-eps",
+        nargs="+",
+        type=float,
+        default=list(LINF_RADII),
+        metavar="RADIUS",
+        help="linf radii of the transfer attacks (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--attacks",
+        nargs="+",
+        default=list(ATTACKS),
+        metavar="ATTACK",
+        help="transfer attacks: pgd, apgd and mim on each member, joint on several at once (default: "
+        f"{' '.join(ATTACKS)})",
     )
     parser.add_argument(
         "--target-label",
@@ -192,7 +210,8 @@ def _bound_vs_empirical(options: argparse.Namespace) -> int:
 
     load_plugins(options.plugin)
     # Everything that can be wrong is looked at before the first long step.
-    check_radii(options.eps)
+    check_radii([*options.eps, *options.linf_eps])
+    attacks = pipeline.describe_attacks(options.attacks, options.seed)
     if options.checkpoint:
         _refuse_with_checkpoints(options)
         trained = [pipeline.load_trained(path, options.device) for path in options.checkpoint]
@@ -209,9 +228,9 @@ def _bound_vs_empirical(options: argparse.Namespace) -> int:
         samples=len(pipeline.draw_points(data.test, options.samples)),
         classes=data.classes,
         eps=tuple(sorted(set(options.eps))),
-        linf_eps=(),
+        linf_eps=tuple(sorted(set(options.linf_eps))),
         target_label=options.target_label,
-        attacks=pipeline.describe_attacks(("pgd",), options.seed),
+        attacks=attacks,
         robust_eps=pipeline.ROBUST_RADII,
         support=options.support,
         confidence=options.confidence,
@@ -222,7 +241,7 @@ def _bound_vs_empirical(options: argparse.Namespace) -> int:
 
     if not options.checkpoint:
         trained = pipeline.train_all(configs, data, folder, progress=sys.stderr.isatty())
-    steps = len(trained) * (2 * len(settings.eps) + 1)
+    steps = len(trained) * (2 * len(settings.eps + settings.linf_eps) + 1)
     with tqdm(total=steps, disable=None, desc="comparing", unit="part") as bar:
 
         def report(message: str) -> None:
@@ -233,9 +252,9 @@ def _bound_vs_empirical(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(comparison.to_json(), allow_nan=False))
     else:
-        for table in verdict.tables(comparison):
-            print(table.to_text(), end="\n\n")
         print("\n".join(verdict.findings(comparison)))
+        for table in verdict.tables(comparison):
+            print(f"\n{table.to_text()}")
     print(f"report: {folder / 'report.html'}", file=sys.stderr)
     return 1 if summary.verdict_counts(comparison)["violated"] else 0
 

@@ -100,7 +100,7 @@ def compare(
     rows: list[Row] = []
     joint: list[JointRow] = []
     matrices: list[TransferMatrix] = []
-    first = next(iter(attacks))
+    first = next(name for name, each in attacks.items() if isinstance(each, Attack))
     for target in (None, target_label):
         of_pairs = PairRows(name, members, networks, data, points, target, about)
         of_subsets = JointRows(name, members, networks, data, target, about)
@@ -154,8 +154,10 @@ def _check_arguments(
     if len(ensemble.members) < 2:
         raise ValueError(f"expected an ensemble of at least two members, got {len(ensemble.members)}")
     check_radii([*eps, *linf_eps])
-    if not attacks:
-        raise ValueError("expected at least one transfer attack, got none")
+    if not any(isinstance(attack, Attack) for attack in attacks.values()):
+        raise ValueError(
+            f"expected at least one attack on single members, got {', '.join(attacks) or 'none'}"
+        )
     check_target(target_label, ensemble(data.x[:1]).shape[1])
 
 

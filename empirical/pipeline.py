@@ -213,10 +213,10 @@ def transfer_attacks(names: Iterable[str], seed: int) -> dict[str, Attack | Join
         ValueError: If a name is unknown, or there is none.
     """
     names = tuple(names)
-    if not names or set(names) - TRANSFER_ATTACKS.keys():
-        raise ValueError(
-            f"expected attacks among {', '.join(TRANSFER_ATTACKS)}, got {', '.join(names) or 'none'}"
-        )
+    if set(names) - TRANSFER_ATTACKS.keys():
+        raise ValueError(f"expected attacks among {', '.join(TRANSFER_ATTACKS)}, got {', '.join(names)}")
+    if not set(names) - {"joint"}:
+        raise ValueError(f"expected an attack on single members, got {', '.join(names) or 'none'}")
     chosen: dict[str, Attack | JointAttack] = {}
     for name in names:
         chosen[name] = replace(TRANSFER_ATTACKS[name], seed=seed)

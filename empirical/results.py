@@ -69,7 +69,9 @@ class EnsembleResult:
         return next(entry["estimate"] for entry in self.robustness if entry["attack"]["eps"] == eps)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """A JSON-ready mapping; the rows' estimates stand in one table, most of them serve many rows."""
+        places: dict[Estimate, int] = {}
+        rows = [row.to_json(places) for row in self.rows]
         return {
             "name": self.name,
             "members": self.members,
@@ -82,7 +84,8 @@ class EnsembleResult:
             ],
             "benign": self.benign,
             "matrices": list(self.matrices),
-            "rows": [row.to_json() for row in self.rows],
+            "estimates": [estimate.to_json() for estimate in places],
+            "rows": rows,
             "joint": [row.to_json() for row in self.joint],
             "frontiers": [frontier.to_json() for frontier in self.frontiers],
             "provenance": self.provenance,
@@ -91,6 +94,7 @@ class EnsembleResult:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> EnsembleResult:
         """The result that `to_json` described."""
+        estimates = [Estimate.from_json(value) for value in fields["estimates"]]
         return cls(
             name=fields["name"],
             members=fields["members"],
@@ -103,7 +107,7 @@ class EnsembleResult:
             ),
             benign=fields["benign"],
             matrices=tuple(fields["matrices"]),
-            rows=tuple(Row.from_json(row) for row in fields["rows"]),
+            rows=tuple(Row.from_json(row, estimates) for row in fields["rows"]),
             joint=tuple(JointRow.from_json(row) for row in fields["joint"]),
             frontiers=tuple(Frontier.from_json(frontier) for frontier in fields["frontiers"]),
             provenance=fields["provenance"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,23 +58,30 @@ class Row:
     verdict: str
     reason: str
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+    def to_json(self, places: dict[Estimate, int]) -> dict[str, Any]:
+        """A JSON-ready mapping, with estimates as places in a table that many rows share.
+
+        Args:
+            places: The table: the place of each estimate. What is new is added.
+        """
+        quantities = {
+            name: places.setdefault(estimate, len(places)) for name, estimate in self.quantities.items()
+        }
         return {
             **{name: getattr(self, name) for name in PLAIN_FIELDS},
             "bound": dict(self.bound),
-            "quantities": {name: estimate.to_json() for name, estimate in self.quantities.items()},
-            "measured": self.measured.to_json(),
+            "quantities": quantities,
+            "measured": places.setdefault(self.measured, len(places)),
         }
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Row:
-        """The row that `to_json` described."""
+    def from_json(cls, fields: Mapping[str, Any], estimates: Sequence[Estimate]) -> Row:
+        """The row that `to_json` described, and the table's estimates in the order of their places."""
         return cls(
             **{name: fields[name] for name in PLAIN_FIELDS},
             bound=fields["bound"],
-            quantities={name: Estimate.from_json(value) for name, value in fields["quantities"].items()},
-            measured=Estimate.from_json(fields["measured"]),
+            quantities={name: estimates[place] for name, place in fields["quantities"].items()},
+            measured=estimates[fields["measured"]],
         )
 
 

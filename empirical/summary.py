@@ -82,9 +82,17 @@ def reason_table(comparison: Comparison) -> Table:
             counts = Counter(row.verdict for row in found)
             verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
             # At the smallest radius, and with the certified stand-in for beta, a statement has it easiest.
-            easiest = min(found, key=lambda row: (row.eps, row.smoothness != "remainder", row.surrogate))
+            easiest = min(
+                found,
+                key=lambda row: (row.norm != "l2", row.eps, row.smoothness != "remainder", row.surrogate),
+            )
             rows.append(
-                (short_title(statement), result.name, verdicts, f"at {easiest.eps:g}: {easiest.reason}")
+                (
+                    short_title(statement),
+                    result.name,
+                    verdicts,
+                    f"at {easiest.norm} {easiest.eps:g}: {easiest.reason}",
+                )
             )
     return Table("Verdicts, and what is in the way at the smallest radius",
                  ("statement", "ensemble", "rows", "example"), tuple(rows))  # fmt: skip
@@ -92,21 +100,22 @@ def reason_table(comparison: Comparison) -> Table:
 
 def detail_table(result: EnsembleResult) -> Table:
     """All rows of one ensemble, pairs folded into ranges."""
-    groups: dict[tuple[str, float, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, float, str, str, str], list[Row]] = {}
     for row in result.rows:
-        groups.setdefault((row.mode, row.eps, row.statement, row.smoothness), []).append(row)
+        key = (row.mode, row.norm, row.eps, row.attack, row.statement, row.smoothness)
+        groups.setdefault(key, []).append(row)
     rows = []
-    for (mode, eps, statement, smoothness), found in groups.items():
+    for (mode, norm, eps, attack, statement, smoothness), found in groups.items():
         values = [row.bound["value"] for row in found if row.bound["value"] is not None]
         counts = Counter(row.verdict for row in found)
         rows.append((
-            mode, f"{eps:g}", short_title(statement), smoothness,
+            mode, f"{norm} {eps:g}", attack, short_title(statement), smoothness,
             span([row.measured.value for row in found]), span(values) if values else "-",
             ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]),
             found[0].reason,
         ))  # fmt: skip
-    header = ("mode", "eps", "statement", "beta", "measured", "bound", "pairs", "first pair: why")
-    return Table(f"{result.name}: statement, radius, stand-in for beta; ranges run over the ordered pairs",
+    header = ("mode", "ball", "attack", "statement", "beta", "measured", "bound", "pairs", "first pair: why")
+    return Table(f"{result.name}: statement, attack, stand-in for beta; ranges run over the ordered pairs",
                  header, tuple(rows))  # fmt: skip
 
 
@@ -153,9 +162,10 @@ def _l2_frontier(result: EnsembleResult, statement: str) -> Frontier | None:
 
 
 def mean_transfer(result: EnsembleResult, eps: float) -> float:
-    """Mean untargeted transfer rate over the ordered pairs at a radius."""
+    """Mean untargeted transfer rate of the first attack over the ordered pairs at an l2 radius."""
+    first = result.rows[0].attack
     rates = {(row.surrogate, row.target): row.measured.value for row in result.rows
-             if row.mode == "untargeted" and row.norm == "l2" and row.eps == eps}  # fmt: skip
+             if (row.mode, row.norm, row.eps, row.attack) == ("untargeted", "l2", eps, first)}  # fmt: skip
     return sum(rates.values()) / len(rates)
 
 

@@ -18,7 +18,10 @@ from empirical.data import load_dataset
 from empirical.results import load_results
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ["--epochs", "2", "--methods", "vanilla", "trs", "--eps", "0.02", "0.3", "--samples", "80"]
+QUICK = [
+    "--epochs", "2", "--methods", "vanilla", "trs", "--samples", "80", "--eps", "0.02", "0.3", "--linf-eps",
+    "0.02",
+]  # fmt: skip
 
 
 def command(name, *arguments, **options):
@@ -54,8 +57,11 @@ def test_the_main_job_leaves_results_figures_and_a_report(finished):
     assert [result.name for result in comparison.ensembles] == ["vanilla", "trs"]
     for result in comparison.ensembles:
         assert result.members == 3
-        # 6 ordered pairs, 2 radii, 6 untargeted and 7 targeted statements, 2 stand-ins for beta
-        assert len(result.rows) == 6 * 2 * (6 + 7) * 2
+        # 6 ordered pairs, 3 balls, 6 untargeted and 7 targeted statements; two stand-ins for beta under PGD,
+        # one under the joint attack
+        assert len(result.rows) == 6 * 3 * (6 + 7) * (2 + 1)
+        # 3 pairs, 2 of 3 and 3 of 3; 3 balls; 2 modes
+        assert len(result.joint) == 5 * 3 * 2
         assert {row.verdict for row in result.rows} <= {
             "consistent",
             "inconclusive",

@@ -286,7 +286,7 @@ def test_kinks_make_the_theorems_inapplicable_but_not_the_remainder():
         ({"eps": (0.1, -1.0)}, "positive radii"),
         ({"target_label": 2}, "0..1"),
         ({"linf_eps": (0.0,)}, "positive radii"),
-        ({"attacks": {}}, "at least one transfer attack"),
+        ({"attacks": {}}, "attack on single members"),
     ],
 )
 def test_bad_input_is_refused(flat_world, changes, words):
