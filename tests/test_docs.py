@@ -31,7 +31,7 @@ RUN = {
 }
 PARSERS = {parser.prog: parser for parser in reference.parsers()}
 #: Pages whose commands are run, not only parsed.
-RUNNABLE = {"extending.md"}
+RUNNABLE = {"extending.md", "reading-a-report.md", "your-own-model.md"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -156,11 +156,11 @@ def workplace(tmp_path, monkeypatch):
 
 
 def known() -> dict[str, object]:
-    """What the examples take for granted: two models and some points."""
+    """What the examples take for granted: some models and points."""
     torch.manual_seed(0)
     points = data.load_dataset("blobs").test.first(20)
-    f, g = (nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(2))
-    return {"model": f, "other": g, "f": f, "g": g, "x": points.x, "y": points.y}
+    f, g, h = (nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(3))
+    return {"model": f, "other": g, "f": f, "g": g, "h": h, "x": points.x, "y": points.y}
 
 
 def run_page(path: Path, folder: Path) -> int:
