@@ -13,6 +13,7 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from bounds import STATEMENTS, Sense, Trend
@@ -170,9 +171,10 @@ def _panel(
         if (value < 1).any() and (value >= 1).any():
             # Beyond the frontier the bound has a pole; its logarithm, cut off, is gentle enough to contour.
             height = np.log10(np.clip(value, 1e-3, 1e3))
-            axes.contour(
+            line = axes.contour(
                 similarity, beta, height, levels=[0.0], colors=[colour], linestyles=[dash], linewidths=1.6
             )
+            line.set_path_effects([withStroke(linewidth=3, foreground="white")])
             label = f"{short_title(name)} = 1"
             handles.setdefault(
                 label, Line2D([], [], color=colour, linestyle=dash, linewidth=1.6, label=label)

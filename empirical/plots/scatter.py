@@ -25,7 +25,7 @@ UPPER, LOWER = (0.0, 3.0), (-1.0, 1.0)
 def draw(comparison: Comparison) -> Figure:
     """A panel for every family of statements and each sense; the certificates have a column of their own."""
     joint = list(comparison.joint())
-    columns = [*(each.label for each in FAMILIES), *(["certificates R2 and R7"] if joint else [])]
+    columns = [*(each.label for each in FAMILIES), *(["certificates (R2, below R7)"] if joint else [])]
     figure, panels = plt.subplots(
         2,
         len(columns),
@@ -58,10 +58,9 @@ def draw(comparison: Comparison) -> Figure:
                     note(axes, "a hypothesis fails\neverywhere")
             else:
                 _certificates(axes, joint, looks, upper)
-                words = f"{sum(row.informative for row in joint)} of {len(joint)} speak"
-            axes.set_title(
-                f"{columns[index]}: {words}" if not upper else f"{columns[index]}\n{words}", fontsize=9
-            )
+                speaking = [row.informative if upper else row.must_transfer.lower > 0 for row in joint]
+                words = f"{sum(speaking)} of {len(joint)} informative"
+            axes.set_title(f"{columns[index]}\n{words}" if upper else words, fontsize=9)
         line[0].set_ylabel(f"{'upper' if upper else 'lower'} bound")
     for axes in panels[-1]:
         axes.set_xlabel("measured rate")

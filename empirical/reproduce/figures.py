@@ -137,7 +137,7 @@ def boundaries(outcome: Outcome, store: Store) -> Figure:
             _boundary(axes, found)
     figure.supxlabel(
         f"orthogonal direction; {plan.settings[row.dataset].dataset}, seed {seed}, l2; "
-        "digits name the predicted label",
+        "numbers name the predicted label",
         fontsize=9,
     )
     return figure
