@@ -14,10 +14,12 @@ import jinja2
 from bounds import STATEMENTS
 from empirical import summary, verdict
 from empirical.files import write_text
+from empirical.frontier import R2
 from empirical.mathml import mathml
 from empirical.plots import SavedFigure
 from empirical.results import Comparison
 
+R7 = "refined-r7"
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
@@ -30,7 +32,7 @@ def write_report(comparison: Comparison, figures: Sequence[SavedFigure], path: P
         path: File to write.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    identifiers = summary.statements(comparison)
+    identifiers = [*summary.statements(comparison), *((R2, R7) if any(comparison.joint()) else ())]
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         settings=comparison.settings,
         environment=comparison.environment,
@@ -76,7 +78,6 @@ def _anchor(identifier: str) -> str:
 def _statement(identifier: str, comparison: Comparison) -> dict[str, Any]:
     """A statement's section: its formula, what its proof needs, and how it fared here."""
     statement = STATEMENTS[identifier]
-    counts = Counter(row.verdict for row in comparison.rows() if row.statement == identifier)
     return {
         "statement": statement,
         "anchor": _anchor(identifier),
@@ -88,9 +89,22 @@ def _statement(identifier: str, comparison: Comparison) -> dict[str, Any]:
             else ("checked", each.words, mathml(statement.latex_of(each.predicate)))
             for each in statement.hypotheses
         ],
-        "here": ", ".join(f"{counts[each]} {each}" for each in summary.VERDICTS if counts[each])
-        + f", of {counts.total()} evaluations.",
+        "here": _here(identifier, comparison),
     }
+
+
+def _here(identifier: str, comparison: Comparison) -> str:
+    """How a statement fared in this comparison."""
+    joint = list(comparison.joint())
+    if identifier == R7:
+        proved = sum(row.must_transfer.lower > 0 for row in joint)
+        return (
+            f"some perturbation provably fools all, at some points, in {proved} of {len(joint)} evaluations."
+        )
+    rows = joint if identifier == R2 else [row for row in comparison.rows() if row.statement == identifier]
+    counts = Counter(row.verdict for row in rows)
+    words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in summary.VERDICTS if counts[verdict])
+    return f"{words}, of {len(rows)} evaluations."
 
 
 def _words(fields: Mapping[str, Any]) -> str:
