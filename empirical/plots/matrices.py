@@ -1,4 +1,4 @@
-"""Transfer matrices: guaranteed from below, measured, guaranteed from above, on one colour scale."""
+"""Transfer matrices: guaranteed from below, found, guaranteed from above, on one colour scale."""
 
 from __future__ import annotations
 
@@ -20,26 +20,34 @@ Matrix = NDArray[np.float64]
 
 
 def matrices(result: EnsembleResult, eps: float) -> dict[str, Matrix]:
-    """Untargeted rates at an l2 radius by ordered pair: what is guaranteed at least, measured, at most.
+    """Untargeted rates at an l2 radius by ordered pair: what is guaranteed at least, found, at most.
 
-    Rows are surrogates, columns targets; NaN on the diagonal. Of several attacks the strongest is shown, and
-    what bounds all of them. Where nothing is guaranteed the bounds are 0 and 1.
+    Rows are surrogates, columns targets; of several attacks the strongest. The statements bound the attacks
+    that were run, R7 and R2 the strongest attack in the ball on the two, whichever it is built on. Where
+    nothing is guaranteed the bounds are 0 and 1. On the diagonal stands the member alone: the attack on
+    itself and its certified error, NaN where there is none.
     """
     shape = (result.members, result.members)
-    found = {"at least": np.zeros(shape), "measured": np.zeros(shape), "at most": np.ones(shape)}
+    found = {"at least": np.zeros(shape), "found": np.zeros(shape), "at most": np.ones(shape)}
     rows = [row for row in sharpest(l2_rows(result, MODE)) if row.eps == eps]
     for pair in {(row.surrogate, row.target) for row in rows}:
         own = [row for row in rows if (row.surrogate, row.target) == pair]
-        found["measured"][pair] = max(row.measured.value for row in own)
+        found["found"][pair] = max(row.measured.value for row in own)
         found["at least"][pair] = _guaranteed(own, False)
         found["at most"][pair] = _guaranteed(own, True)
+    for matrix in found.values():
+        np.fill_diagonal(matrix, np.nan)
+    for table in result.matrices:
+        if (table["mode"], table["attack"]["norm"], table["attack"]["eps"]) == (MODE, "l2", eps):
+            alone = np.diagonal(table["rate"])
+            np.fill_diagonal(found["found"], np.fmax(np.diagonal(found["found"]), alone))
     for row in filter(lambda row: row.informative, joint_pairs(result, MODE, eps)):
         first, second = row.models
         for pair in ((first, second), (second, first)):
-            # R2 bounds every attack on the two, whichever of them it was built on.
+            found["at least"][pair] = max(found["at least"][pair], row.must_transfer.lower)
             found["at most"][pair] = min(found["at most"][pair], row.certified.upper)
-    for matrix in found.values():
-        np.fill_diagonal(matrix, np.nan)
+        for model, error in zip(row.models, row.single, strict=True):
+            found["at most"][model, model] = error.upper
     return found
 
 
@@ -114,11 +122,10 @@ def table(comparison: Comparison) -> Table:
     for result in comparison.ensembles:
         found = matrices(result, eps)
         for pair in np.ndindex(result.members, result.members):
-            if pair[0] != pair[1]:
-                lines.append(
-                    (result.name, *map(str, pair), *(number(float(each[pair])) for each in found.values()))
-                )
-    header = ("ensemble", "surrogate", "target", "at least", "measured", "at most")
+            rates = [float(each[pair]) for each in found.values()]
+            words = [number(None if np.isnan(rate) else rate) for rate in rates]
+            lines.append((result.name, *map(str, pair), *words))
+    header = ("ensemble", "surrogate", "target", "at least", "found", "at most")
     return Table(f"Untargeted transfer at l2 {eps:g}", header, tuple(lines))
 
 
@@ -126,8 +133,9 @@ TRANSFER_MATRICES = Drawing(
     "transfer-matrices",
     "Who fools whom, and what is guaranteed about it?",
     "Untargeted transfer between members, rows surrogate, columns target, on one colour scale: the best "
-    "guaranteed lower bound, the rate of the strongest attack measured, the best guaranteed upper bound. "
-    "0 above and 1 below mean that nothing is guaranteed.",
+    "guarantee from below (R7 among them), the strongest attack found, the best guarantee from above (R2 "
+    "among them). 0 above and 1 below mean that nothing is guaranteed. On the diagonal stands each member "
+    "alone.",
     draw,
     table,
 )

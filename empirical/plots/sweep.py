@@ -46,9 +46,16 @@ def draw(comparison: Comparison) -> Figure:
             _panel(axes, result, mode)
             axes.set_title(f"{result.name}, {mode}")
         line[0].set_ylabel("transfer rate")
+    radii = comparison.settings.eps
     for axes in panels[-1]:
         axes.set_xlabel(r"$\ell_2$ radius $\varepsilon$")
-    figure.legend(handles=_legend(comparison), frameon=False, ncols=5, loc="outside upper center", fontsize=8)
+        shown = radii[:: 1 + len(radii) // 9]  # the radii themselves, as many as have room
+        axes.set_xticks(shown, [f"{eps:g}" for eps in shown], fontsize=7)
+        axes.set_xticks([], minor=True)
+    columns = min(5, len(comparison.ensembles) + 1)
+    figure.legend(
+        handles=_legend(comparison), frameon=False, ncols=columns, loc="outside upper center", fontsize=8
+    )
     return figure
 
 

@@ -96,15 +96,17 @@ def test_a_matrix_shows_the_sharpest_guarantee_for_all_attacks(make_comparison):
     rows = [row for row in result.rows if row.eps == 0.1 and row.mode == "untargeted"]
     best = min(row.bound["guaranteed"] for row in rows if STATEMENTS[row.statement].sense == "upper bound")
     assert found["at most"][0, 1] == pytest.approx(best)
-    assert found["measured"][0, 1] == pytest.approx(0.001)
+    assert found["found"][0, 1] == pytest.approx(0.001)
     assert found["at least"][0, 1] == 0.0
     assert np.isnan(found["at most"].diagonal()).all()
 
 
-def test_r2_bounds_both_directions_of_a_pair(make_comparison):
+def test_certificates_bound_both_directions_of_a_pair_and_each_member_alone(make_comparison):
     (result,) = make_comparison(names=("a",), l_min=1e-4).ensembles  # no statement applies
-    assert matrices(result, 0.1)["at most"][0, 1] == pytest.approx(0.02)
-    assert matrices(result, 0.1)["at most"][1, 0] == pytest.approx(0.02)
+    found = matrices(result, 0.1)
+    assert found["at most"][0, 1] == found["at most"][1, 0] == pytest.approx(0.02)
+    assert found["at least"][0, 1] == found["at least"][1, 0] == pytest.approx(0.01)  # R7
+    assert found["at most"][0, 0] == pytest.approx(0.0125)  # the member alone
     (bare,) = make_comparison(names=("a",), l_min=1e-4, joint=False).ensembles
     assert matrices(bare, 0.1)["at most"][0, 1] == 1.0
 
