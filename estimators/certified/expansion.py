@@ -25,17 +25,23 @@ from torch import Tensor
 
 from bounds.certificate import Norm
 from estimators.certified.activations import Curve
-from estimators.certified.network import Affine, Input, Network, Pointwise
-from estimators.certified.operators import ROUNDING
+from estimators.certified.network import Affine, Input, Network, Node, Pointwise
+from estimators.certified.operators import ROUNDING, LinearMap
 
 Interval = tuple[Tensor, Tensor]
 
 # The mean second derivative is bounded over this many nested intervals: with one it would be the supremum.
 _SHELLS = 8
+# Schur's test runs so many steps, in float32, on layers of at most so many units.
+_POWER_STEPS = 4
+_TESTED_UNITS = 5000
+_SINGLE = 1e-3
 # Differences of values of an activation are off by less than this share of them.
 _CANCELLED = 1e-14
 # A layer's gradients are held where it has no more than this many numbers a sample,
 ROW_ENTRIES = 1 << 18
+# and passed on from the layer before rather than sent back where that would take more numbers than this,
+_SENT_ENTRIES = 1 << 18
 # and the inner products of its units where it has no more units than this.
 _GRAM_UNITS = 1024
 
@@ -54,6 +60,8 @@ class Layer:
         bend: Range of q, each (n, M); None at a kink.
         remainder: Range of rho, each (n, M).
         radius: l2 radius of the balls; None for linf.
+        operator: The affine map that gives what enters it; None where a sum does.
+        entering: Bound on the l2 norm of how far the argument of that map moves, (n,).
     """
 
     rows: Tensor | None
@@ -64,6 +72,8 @@ class Layer:
     bend: Interval | None
     remainder: Interval
     radius: float | None
+    operator: LinearMap | None
+    entering: Tensor
 
     @cached_property
     def squared_gram(self) -> Tensor | None:
@@ -72,28 +82,51 @@ class Layer:
             return None
         return (self.rows.mT @ self.rows).square()
 
-    def fall(self, adjoint: Tensor) -> Tensor:
-        """Upper bound on `-sum_k lambda_k rho_k`, for adjoints lambda (n, R, M): shape (n, R)."""
-        low, high = (end.unsqueeze(1) for end in self.remainder)
-        apart = -(adjoint.clamp_min(0) * low + adjoint.clamp_max(0) * high).sum(2)
+    def swing(self, adjoint: Tensor) -> Interval:
+        """Upper bounds (n, R) on `-sum_k lambda_k rho_k` and on its opposite, for lambda (n, R, M)."""
+        low, high = self.remainder
+        size = adjoint.abs()
+        # Positive and negative parts of lambda apart are halves of |lambda| + lambda and |lambda| - lambda.
+        apart, lean = (
+            (part @ ends.unsqueeze(2)).squeeze(2) / 2
+            for part, ends in ((size, high - low), (adjoint, high + low))
+        )
+        # What cancels in the difference is below the rounding of the sum.
+        apart = apart * (1 + ROUNDING)
         if self.bend is None:
-            return apart
-        return torch.minimum(apart, self.square(-self.weights(adjoint).clamp_max(0)) / 2)
+            return apart - lean, apart + lean
+        largest = (size * torch.maximum(self.bend[1], -self.bend[0]).unsqueeze(1)).amax(2)
+        whole = largest * self.spread.square().unsqueeze(1) / 2
+        fall, rise = torch.minimum(apart - lean, whole), torch.minimum(apart + lean, whole)
+        if self.squared_gram is not None:
+            fall = torch.minimum(fall, self._frobenius(adjoint) / 2)
+            rise = torch.minimum(rise, self._frobenius(-adjoint) / 2)
+        return fall, rise
 
-    def weights(self, adjoint: Tensor) -> Tensor:
-        """The smallest `lambda q` for adjoints (n, R, M), of a smooth activation."""
+    def refined_fall(self, adjoint: Tensor, samples: Tensor) -> Tensor:
+        """The same (m,) for one adjoint (m, M) of each of some samples (m,), where the rows are not held.
+
+        With t = A a for the affine map A and |a| at most `entering`, `sum_k w_k t_k^2` is at most |a|^2 times
+        the largest eigenvalue of `diag(sqrt w) A A^T diag(sqrt w)`, which Schur's test bounds.
+        """
+        if self.bend is None or self.operator is None or math.prod(self.operator.out_shape) > _TESTED_UNITS:
+            return adjoint.new_full((len(adjoint),), math.inf)
+        low, high = (adjoint * end[samples] for end in self.bend)
+        weights = -torch.minimum(low, high).clamp_max(0)
+        return largest_scaled(weights, self.operator.absolute_gram) * self.entering[samples].square() / 2
+
+    def _frobenius(self, adjoint: Tensor) -> Tensor:
+        """Upper bound (n, R) on `-sum_k lambda_k q_k t_k^2`, in l2.
+
+        The norm of a matrix is at most its Frobenius norm, here of the rows scaled with the weights.
+        """
         assert self.bend is not None
-        return torch.minimum(*(adjoint * end.unsqueeze(1) for end in self.bend))
-
-    def square(self, weights: Tensor) -> Tensor:
-        """Upper bound on `sum_k w_k t_k^2` for weights w >= 0 of shape (n, R, M): shape (n, R)."""
-        best = weights.amax(2) * self.spread.square().unsqueeze(1)
-        if self.squared_gram is None or self.radius is None:
-            return best
-        # The norm of a matrix is at most its Frobenius norm, here of the rows scaled with the weights.
+        assert self.squared_gram is not None
+        assert self.radius is not None
+        weights = -torch.minimum(*(adjoint * end.unsqueeze(1) for end in self.bend)).clamp_max(0)
         size = ((weights @ self.squared_gram) * weights).sum(2).clamp_min(0).sqrt()
-        wrong = (weights * self.error.square().unsqueeze(1)).sum(2)
-        return torch.minimum(best, (self.radius * size.sqrt() + wrong.sqrt()).square())
+        wrong = (weights @ self.error.square().unsqueeze(2)).squeeze(2)
+        return (self.radius * size.sqrt() + wrong.sqrt()).square()
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +137,8 @@ class Expansion:
         network: The network.
         logits: At the centres, (n, K).
         layers: Its activations, by the index of their node.
+        reaches: How far each entry of each node can move, (n, *shape).
+        spreads: How far each node can move in l2, (n,).
         radius: Of the balls.
         norm: Of the balls.
     """
@@ -111,6 +146,8 @@ class Expansion:
     network: Network
     logits: Tensor
     layers: dict[int, Layer]
+    reaches: Sequence[Tensor] = field(repr=False)
+    spreads: Sequence[Tensor] = field(repr=False)
     radius: float
     norm: Norm
 
@@ -118,7 +155,16 @@ class Expansion:
         """Combinations of the logits, with weights (n, L, K)."""
         adjoints, gradients = _send_back(self.network, len(self.network.nodes) - 1, seeds, self.layers)
         values = (seeds * self.logits.unsqueeze(1)).sum(2)
-        return Functionals(self, values, gradients, adjoints)
+        return Functionals(self, values, gradients, adjoints, self._moves(seeds))
+
+    def _moves(self, seeds: Tensor) -> Tensor:
+        """How far combinations of the logits can move, (n, L), from how far what they are made of can."""
+        at, rows = len(self.network.nodes) - 1, seeds
+        last = self.network.nodes[at]
+        if isinstance(last, Affine):
+            at, rows = last.source, last.operator.adjoint(seeds.flatten(0, 1)).reshape(*seeds.shape[:2], -1)
+        apart = (rows.abs() @ self.reaches[at].flatten(1).unsqueeze(2)).squeeze(2)
+        return torch.minimum(apart, rows.norm(dim=2) * self.spreads[at].unsqueeze(1)) * (1 + ROUNDING)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,18 +176,44 @@ class Functionals:
         values: f at the centre, (n, L).
         gradients: g, (n, L, d).
         adjoints: lambda at each activation, (n, L, M), by the index of its node.
+        moves: Bounds on `|f - f(x)|` in the ball from the movements of the last layer alone, (n, L): what a
+            local Lipschitz constant gives.
     """
 
     expansion: Expansion
     values: Tensor
     gradients: Tensor
     adjoints: dict[int, Tensor] = field(repr=False)
+    moves: Tensor
 
-    def fall(self, sign: float = 1.0) -> Tensor:
-        """Bound (n, L) on how far f falls below `f(x) + g.d` in the ball; with sign -1, how far it rises."""
-        total = torch.zeros_like(self.values)
+    @cached_property
+    def swings(self) -> dict[int, Interval]:
+        """What each activation contributes to `fall` and to `rise`."""
+        return {index: layer.swing(self.adjoints[index]) for index, layer in self.expansion.layers.items()}
+
+    @property
+    def fall(self) -> Tensor:
+        """Bound (n, L) on how far f falls below `f(x) + g.d` in the ball."""
+        return sum((swing[0] for swing in self.swings.values()), torch.zeros_like(self.values)) * (
+            1 + ROUNDING
+        )
+
+    @property
+    def rise(self) -> Tensor:
+        """Bound (n, L) on how far f rises above `f(x) + g.d` in the ball."""
+        return sum((swing[1] for swing in self.swings.values()), torch.zeros_like(self.values)) * (
+            1 + ROUNDING
+        )
+
+    def refined_fall(self, samples: Tensor, labels: Tensor) -> Tensor:
+        """`fall` (m,) of some functionals, with the layers whose gradients are not held looked at closer."""
+        total = self.values.new_zeros(len(samples))
         for index, layer in self.expansion.layers.items():
-            total = total + layer.fall(sign * self.adjoints[index])
+            part = self.swings[index][0][samples, labels]
+            if layer.rows is None:
+                adjoint = self.adjoints[index][samples, labels]
+                part = torch.minimum(part, layer.refined_fall(adjoint, samples))
+            total = total + part
         return total * (1 + ROUNDING)
 
     @property
@@ -219,12 +291,36 @@ def expand(network: Network, x: Tensor, radius: float, norm: Norm) -> Expansion:
             whole = spreads[node.sources[0]] + spreads[node.sources[1]]
         reaches.append(reach)
         spreads.append(torch.minimum(whole, reach.flatten(1).norm(dim=1)))
-    return Expansion(network, values[-1], layers, radius, norm)
+    return Expansion(network, values[-1], layers, reaches, spreads, radius, norm)
 
 
 def dual_norm(rows: Tensor, norm: Norm, dim: int) -> Tensor:
     """How far a unit step in the norm can move rows: their l2 norm in l2, their l1 norm in linf."""
     return torch.linalg.vector_norm(rows, ord=2 if norm == "l2" else 1, dim=dim)
+
+
+def largest_scaled(weights: Tensor, gram: Tensor) -> Tensor:
+    """Upper bound (m,) on the largest eigenvalue of `diag(sqrt w) G diag(sqrt w)` for weights w >= 0 (m, M).
+
+    It is that of G diag(w), so at most `max_k (|G| w v)_k / v_k` over w_k > 0 for every positive v (Schur's
+    test, or Collatz and Wielandt); a few power steps make v nearly the best.
+
+    Args:
+        weights: (m, M).
+        gram: |G|, (M, M), in float32; sums of its positive terms are off by less than `_SINGLE` of them.
+    """
+    single = weights.to(gram.dtype)
+    scale = single.amax(1, keepdim=True)
+    single = single / scale.clamp_min(torch.finfo(gram.dtype).tiny)
+    vector = torch.ones_like(single)
+    best = weights.new_full((len(weights),), math.inf)
+    for _ in range(_POWER_STEPS):
+        image = (single * vector) @ gram
+        ratio = (image / vector).where(single > 0, 0.0).amax(1)
+        best = torch.minimum(best, ratio.to(weights.dtype))
+        # Entries that decay to zero would spoil the quotient; any positive vector will do.
+        vector = (image / image.amax(1, keepdim=True)).clamp_min(1e-6).nan_to_num(1.0)
+    return best * scale.squeeze(1).to(weights.dtype) * (1 + _SINGLE)
 
 
 def _layer(
@@ -241,22 +337,61 @@ def _layer(
     n, units = before.shape
     reach, spread = reaches[node.source].flatten(1), spreads[node.source]
     rows, error = None, torch.zeros_like(before)
-    if values[0][0].numel() * units <= ROW_ENTRIES:
+    earlier = _held_before(network, node, layers)
+    if values[0][0].numel() * units > ROW_ENTRIES:
+        pass
+    elif earlier is not None and units * sum(one.slope.shape[1] for one in layers.values()) > _SENT_ENTRIES:
+        rows, error = _passed_on(network.nodes[node.source], earlier)
+        reach = torch.minimum(reach, radius * dual_norm(rows, norm, 1) + error)
+    else:
         seeds = torch.eye(units, dtype=before.dtype, device=before.device)
         # Before the first activation the units are affine, and the same for every sample.
         seeds = seeds.expand(n if layers else 1, -1, -1)
         adjoints, gradients = _send_back(network, node.source, seeds, layers)
         rows = gradients.mT
         for at, adjoint in adjoints.items():
-            error = error + torch.maximum(layers[at].fall(adjoint), layers[at].fall(-adjoint))
+            error = error + torch.maximum(*layers[at].swing(adjoint))
         error = error * (1 + ROUNDING)
         reach = torch.minimum(reach, radius * dual_norm(gradients, norm, 2) + error)
     reach = reach * (1 + ROUNDING)
     spread = torch.minimum(spread * (1 + ROUNDING), reach.norm(dim=1))
     slope, bend, remainder = _remainder(node.curve, before, reach)
+    affine = network.nodes[node.source]
+    operator = affine.operator if isinstance(affine, Affine) else None
+    entering = spreads[affine.source] if isinstance(affine, Affine) else spread
     return Layer(
-        rows, error, reach, spread, slope, bend, remainder, radius if norm == "l2" else None
-    )  # fmt: skip
+        rows,
+        error,
+        reach,
+        spread,
+        slope,
+        bend,
+        remainder,
+        radius if norm == "l2" else None,
+        operator,
+        entering,
+    )
+
+
+def _held_before(network: Network, node: Pointwise, layers: dict[int, Layer]) -> Layer | None:
+    """The activation right before, through one affine map, if its gradients are held."""
+    affine = network.nodes[node.source]
+    layer = layers.get(affine.source) if isinstance(affine, Affine) else None
+    return layer if layer is not None and layer.rows is not None else None
+
+
+def _passed_on(affine: Node, layer: Layer) -> tuple[Tensor, Tensor]:
+    """Rows and errors behind an activation and an affine map, from those before: cheaper, and looser."""
+    assert isinstance(affine, Affine)
+    assert layer.rows is not None
+    scaled = (layer.rows * layer.slope.unsqueeze(1)).mT
+    n, _, dimension = scaled.shape
+    inside = affine.operator.in_shape
+    rows = affine.operator.apply(scaled.mT.reshape(n * dimension, *inside)).reshape(n, dimension, -1)
+    low, high = layer.remainder
+    error = layer.slope.abs() * layer.error + torch.maximum(high, -low)
+    error = affine.operator.magnitude.apply(error.reshape(n, *inside)).flatten(1)
+    return rows, error * (1 + ROUNDING)
 
 
 def _send_back(

@@ -26,6 +26,10 @@ _MERGED_ENTRIES = 1 << 19
 _SMALL_ENTRIES = 1 << 21
 
 
+# Rows of a Gram matrix that are computed at once.
+_GRAM_ROWS = 512
+
+
 class LinearMap(ABC):
     """A linear map A on rows: a batch (m, *in_shape) goes to (m, *out_shape).
 
@@ -70,6 +74,18 @@ class LinearMap(ABC):
         size = math.prod(self.in_shape)
         identity = torch.eye(size, dtype=torch.float64, device=self.row_norms.device)
         return self.apply(identity.reshape(size, *self.in_shape)).flatten(1).T.contiguous()
+
+    @cached_property
+    def absolute_gram(self) -> Tensor:
+        """Absolute values of the inner products of all rows, in float32: (prod(out_shape),) * 2."""
+        size = math.prod(self.out_shape)
+        gram = torch.empty(size, size, dtype=torch.float32, device=self.row_norms.device)
+        for start in range(0, size, _GRAM_ROWS):
+            units = torch.zeros(min(_GRAM_ROWS, size - start), size, dtype=torch.float64, device=gram.device)
+            units[:, start : start + len(units)].fill_diagonal_(1.0)
+            rows = self.adjoint(units.reshape(-1, *self.out_shape))
+            gram[start : start + len(units)] = self.apply(rows).flatten(1).abs()
+        return gram
 
     @cached_property
     def exact_norm(self) -> float:

@@ -210,7 +210,7 @@ def _member(
     below = MarginBounds(
         offsets.cpu().numpy(), margins.gradients.cpu().numpy(), floors.cpu().numpy(), quadratic
     )
-    rise = margins.fall(-1.0)
+    rise = margins.rise
     right = expansion.logits.argmax(1) == y
     return _Member(below, margins.values.cpu().numpy(), rise.cpu().numpy(), right.cpu().numpy())
 
@@ -218,8 +218,9 @@ def _member(
 def _lower(margins: Functionals, radius: float, norm: Norm, *, targeted: bool) -> tuple[Tensor, Tensor]:
     """Offsets p with `m >= p + d.g` in the ball, and floors; refined where the cheap ones decide nothing."""
     pull = radius * dual_norm(margins.gradients, norm, 2)
-    offsets = margins.values - margins.fall()
-    floors = offsets - pull * (1 + 1e-12)
+    offsets = margins.values - margins.fall
+    still = margins.values - margins.moves
+    floors = torch.maximum(offsets - pull * (1 + 1e-12), still)
     # One margin that cannot be overcome settles a targeted attack.
     open_ = torch.nonzero((floors <= 0) & ~((floors > 0).any(1, keepdim=True) & targeted))
     dimension = margins.gradients.shape[2]
@@ -229,7 +230,11 @@ def _lower(margins: Functionals, radius: float, norm: Norm, *, targeted: bool) -
             matrix, constant = margins.quadratic(samples, labels)
             better = margins.values[samples, labels] - constant - _bend(matrix, norm) * radius**2 / 2
             offsets[samples, labels] = torch.maximum(offsets[samples, labels], better)
-    return offsets, offsets - pull * (1 + 1e-12)
+    elif radius > 0:
+        samples, labels = open_.unbind(1)
+        better = margins.values[samples, labels] - margins.refined_fall(samples, labels)
+        offsets[samples, labels] = torch.maximum(offsets[samples, labels], better)
+    return offsets, torch.maximum(offsets - pull * (1 + 1e-12), still)
 
 
 def _bend(matrices: Tensor, norm: Norm) -> Tensor:
