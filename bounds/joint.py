@@ -21,6 +21,8 @@ from bounds.dual import Bools, Floats
 from bounds.matrix_curvature import matrix_certificate
 
 Indices = NDArray[np.intp]
+# From samples (m,) and labels (m,): constants (m,) and symmetric matrices (m, d, d).
+Quadratic = Callable[[Indices, Indices], tuple[Floats, Floats]]
 
 # Numbers in the gradients that are looked at together.
 _ENTRIES = 1 << 22
@@ -43,7 +45,7 @@ class MarginBounds:
     offsets: Floats
     slopes: Floats
     floors: Floats
-    quadratic: Callable[[Indices, Indices], tuple[Floats, Floats]] | None = None
+    quadratic: Quadratic | None = None
 
 
 class JointCertificates:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bounds.certificate import Norm, _curvature_cost, _label_choices, _problem
+from bounds.certificate import Norm, _curvature_cost, _finite, _label_choices, _problem
 from bounds.dual import Bools, Floats, l2_witness, linf_witness
 
 _MACHINE = float(np.finfo(np.float64).eps)
 # The crossing is overshot by this fraction of the margins, so that it survives rounding.
 _OVERSHOOT = 1e-9
+_DESCENT_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,54 @@ def must_transfer(
         better = height < best
         best = np.where(better, height, best)
         direction[better] = step[better]
+    return MustTransfer(best < 0, direction)
+
+
+def must_transfer_curved(
+    margins: ArrayLike, gradients: ArrayLike, matrices: ArrayLike, radius: float, start: ArrayLike
+) -> MustTransfer:
+    """R7 in l2 with curvature matrices: `m_i(x + d) <= m_i + d.g_i + d^T Q_i d / 2` on the ball.
+
+    The step is found by projected descent of the worst of these bounds, and judged by them alone.
+
+    Args:
+        margins: Upper bounds on the margins at x, shape (n, N).
+        gradients: Gradients of the margins at x, shape (n, N, d).
+        matrices: Symmetric matrices Q_i, shape (n, N, d, d).
+        radius: Radius of the l2 ball.
+        start: Steps inside the ball to begin with, shape (n, d).
+
+    Returns:
+        Verdict and step of every sample.
+
+    Raises:
+        ValueError: If shapes disagree, a number is NaN or the radius is negative.
+    """
+    margins, gradients, _ = _problem(margins, gradients, 0.0, radius, "l2")
+    matrices, step = _finite("matrices", matrices, 4), _finite("start", start, 2)
+    n, models, dimension = gradients.shape
+    if matrices.shape != (n, models, dimension, dimension) or step.shape != (n, dimension):
+        raise ValueError(
+            f"expected matrices (n, N, d, d) and steps (n, d) for gradients of shape {gradients.shape}, "
+            f"got {matrices.shape} and {step.shape}"
+        )
+    best, direction = np.full(n, np.inf), step.copy()
+    for turn in range(_DESCENT_STEPS + 1):
+        pushed = (matrices @ step[:, None, :, None])[..., 0]
+        heights = margins + ((gradients + pushed / 2) * step[:, None]).sum(2)
+        size = np.abs(margins) + np.linalg.norm(gradients, axis=2) * radius
+        size = size + np.linalg.norm(matrices, axis=(2, 3)) * radius**2
+        worst = (heights + _MACHINE * (dimension + 8) * size).max(axis=1)
+        direction[worst < best] = step[worst < best]
+        best = np.minimum(best, worst)
+        spread = np.abs(heights).mean(axis=1, keepdims=True) + np.finfo(float).tiny
+        share = np.exp(3.0 * (heights - heights.max(axis=1, keepdims=True)) / spread)
+        slope = ((share / share.sum(axis=1, keepdims=True))[:, :, None] * (gradients + pushed)).sum(axis=1)
+        length = np.linalg.norm(slope, axis=1, keepdims=True)
+        pace = 0.5 * radius * (1.0 - turn / (_DESCENT_STEPS + 1))
+        step = _clipped(
+            step - pace * np.divide(slope, length, out=np.zeros_like(slope), where=length > 0), radius
+        )
     return MustTransfer(best < 0, direction)
 
 

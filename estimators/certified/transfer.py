@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from bounds.certificate import Norm
 from bounds.dual import Bools, Floats
 from bounds.estimate import Estimate
-from bounds.joint import Indices, JointCertificates, MarginBounds
-from bounds.must_transfer import MustTransfer, must_transfer
+from bounds.joint import JointCertificates, MarginBounds, Quadratic
+from bounds.must_transfer import MustTransfer, must_transfer, must_transfer_curved
 from bounds.transfer_rate import certified_transfer_rate
 from estimators.batching import DEFAULT_BATCH, Support, check_inputs, check_labels, check_target
 from estimators.certified.expansion import ROW_ENTRIES, Functionals, dual_norm, expand
@@ -155,9 +155,13 @@ def certify_groups(
 
 @dataclass(frozen=True)
 class _Member:
-    """One model's margins over the balls, bounded from below and above, and its predictions."""
+    """One model's margins over the balls, bounded from below and above, and its predictions.
+
+    `above` gives, as `MarginBounds.quadratic`, c and Q with `m(x + d) <= c + d.g + d^T Q d / 2`.
+    """
 
     below: MarginBounds
+    above: Quadratic | None
     margins: Floats
     rise: Floats
     right: Bools
@@ -177,14 +181,13 @@ def _certify(
     members = [_member(network, x, y, aim, radius, norm, targeted=targeted) for network in networks]
     joint = JointCertificates([one.below for one in members], radius, norm, targeted=targeted)
     allowed = (aim != y).cpu().numpy() if targeted else np.ones(len(y), dtype=bool)
-    return [
-        BallTransfer(
-            joint.certified(group, together),
-            _must_transfer(members, group, together, radius, norm, targeted=targeted),
-            np.logical_and.reduce([members[model].right for model in group]) & allowed,
-        )
-        for group, together in groups
-    ]
+    results = []
+    for group, together in groups:
+        certificate = joint.certified(group, together)
+        fooled = _must_transfer(members, group, together, ~certificate, radius, norm, targeted=targeted)
+        right = np.logical_and.reduce([members[model].right for model in group])
+        results.append(BallTransfer(certificate, fooled, right & allowed))
+    return results
 
 
 def _member(
@@ -199,20 +202,27 @@ def _member(
     seeds = identity[aim].unsqueeze(1) - identity[others]
     margins = expansion.functionals(-seeds if targeted else seeds)
     offsets, floors = _lower(margins, radius, norm, targeted=targeted)
-    quadratic = None
-    if norm == "l2" and margins.has_matrices and x[0].numel() <= _MATRIX_INPUTS:
-
-        def quadratic(samples: Indices, labels: Indices) -> tuple[Floats, Floats]:
-            where = torch.from_numpy(samples), torch.from_numpy(labels)
-            matrix, constant = margins.quadratic(*where)
-            return (margins.values[where] - constant).cpu().numpy(), matrix.cpu().numpy()
-
+    quadratic = [_quadratic(margins, sign) if norm == "l2" else None for sign in (1.0, -1.0)]
     below = MarginBounds(
-        offsets.cpu().numpy(), margins.gradients.cpu().numpy(), floors.cpu().numpy(), quadratic
+        offsets.cpu().numpy(), margins.gradients.cpu().numpy(), floors.cpu().numpy(), quadratic[0]
     )
-    rise = margins.rise
-    right = expansion.logits.argmax(1) == y
-    return _Member(below, margins.values.cpu().numpy(), rise.cpu().numpy(), right.cpu().numpy())
+    right = (expansion.logits.argmax(1) == y).cpu().numpy()
+    return _Member(
+        below, quadratic[1], margins.values.cpu().numpy(), margins.rise.cpu().numpy(), right
+    )  # fmt: skip
+
+
+def _quadratic(margins: Functionals, sign: float) -> Quadratic | None:
+    """The quadratic bounds from below, or with sign -1 from above, where they are affordable."""
+    if not margins.has_matrices or margins.gradients.shape[2] > _MATRIX_INPUTS:
+        return None
+
+    def quadratic(samples: NDArray[np.intp], labels: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        where = torch.from_numpy(samples), torch.from_numpy(labels)
+        matrix, constant = margins.quadratic(*where, sign)
+        return (margins.values[where] - sign * constant).cpu().numpy(), matrix.cpu().numpy()
+
+    return quadratic
 
 
 def _lower(margins: Functionals, radius: float, norm: Norm, *, targeted: bool) -> tuple[Tensor, Tensor]:
@@ -253,19 +263,20 @@ def _must_transfer(
     members: Sequence[_Member],
     group: Sequence[int],
     together: int,
+    open_: Bools,
     radius: float,
     norm: Norm,
     *,
     targeted: bool,
 ) -> MustTransfer:
-    """R7 for any `together` of the group, the first subset that is proved."""
+    """R7 for any `together` of the group, the first subset that is proved; only where `open_`."""
     n, _, dimension = members[0].below.slopes.shape
     guaranteed: Bools = np.zeros(n, dtype=bool)
     direction = np.zeros((n, dimension))
     for subset in itertools.combinations(sorted(group), together):
         chosen = [members[model] for model in subset]
         for labels in _promising(chosen, radius, norm, targeted=targeted):
-            samples = np.flatnonzero(~guaranteed)
+            samples = np.flatnonzero(open_ & ~guaranteed)
             found = _must_fool(chosen, samples, labels[samples], radius, norm)
             direction[samples] = found.direction
             guaranteed[samples] = found.guaranteed
@@ -306,6 +317,16 @@ def _must_fool(
     rise = np.stack([one.rise[samples, label] for one, label in rows], axis=1)
     slopes = np.stack([one.below.slopes[samples, label] for one, label in rows], axis=1)
     found = must_transfer(margins + rise, slopes, 0.0, radius, norm)
+    if all(one.above is not None for one in members):
+        rest = np.flatnonzero(~found.guaranteed)
+        bounds = [one.above(samples[rest], label[rest]) for one, label in rows if one.above is not None]
+        if len(rest):
+            curved = must_transfer_curved(
+                np.stack([constant for constant, _ in bounds], axis=1), slopes[rest],
+                np.stack([matrix for _, matrix in bounds], axis=1), radius, found.direction[rest],
+            )  # fmt: skip
+            found.guaranteed[rest] = curved.guaranteed
+            found.direction[rest] = curved.direction
     # What is wrong already needs no step, and no bound on the curvature.
     wrong: Bools = np.all(margins < 0, axis=1)
     return MustTransfer(

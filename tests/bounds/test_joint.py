@@ -7,6 +7,7 @@ import pytest
 
 from bounds.certificate import certify_targeted, certify_untargeted
 from bounds.joint import JointCertificates, MarginBounds
+from bounds.must_transfer import must_transfer, must_transfer_curved
 
 RADIUS = 0.6
 
@@ -97,3 +98,24 @@ def test_a_model_that_is_wrong_already_leaves_its_partners_to_decide():
     found = joint(margins, gradients, "l2")
     assert not found.certified((0,)).any()
     assert (found.certified((0, 1)) | ~found.certified((1,))).all()
+
+
+def test_curved_steps_fool_and_find_more_than_the_affine_ones():
+    """Upper bounds that are exactly quadratic: the step overcomes them, and descent starts from R7's."""
+    margins, gradients = random_margins(5, labels=1, dimension=4)
+    margins, gradients = margins[:, :2, 0], gradients[:, :2, 0]
+    rng = np.random.default_rng(6)
+    matrices = rng.normal(size=(*gradients.shape, 4))
+    matrices = matrices + matrices.swapaxes(-1, -2)
+    top = np.linalg.eigvalsh(matrices)[..., -1]
+    plain = must_transfer(margins, gradients, top, RADIUS)
+    curved = must_transfer_curved(margins, gradients, matrices, RADIUS, plain.direction)
+    step = curved.direction
+    bend = np.einsum("nd,nide,ne->ni", step, matrices, step) / 2
+    heights = margins + np.einsum("nd,nid->ni", step, gradients) + bend
+    assert (heights[curved.guaranteed] < 0).all()
+    assert (np.linalg.norm(step, axis=1) <= RADIUS).all()
+    assert (curved.guaranteed | ~plain.guaranteed).all()
+    assert curved.guaranteed.sum() > plain.guaranteed.sum() > 0
+    with pytest.raises(ValueError, match=r"matrices \(n, N, d, d\) and steps \(n, d\)"):
+        must_transfer_curved(margins, gradients, matrices[:, :1], RADIUS, plain.direction)
