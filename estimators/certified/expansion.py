@@ -18,115 +18,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from bounds.certificate import Norm
-from estimators.certified.activations import Curve
-from estimators.certified.network import Affine, Input, Network, Node, Pointwise
+from estimators.certified.network import Affine, Input, Network, Pointwise
 from estimators.certified.operators import ROUNDING, LinearMap
+from estimators.certified.remainder import Interval, Layer, after, remainder, spectral_bound
 
-Interval = tuple[Tensor, Tensor]
-
-# The mean second derivative is bounded over this many nested intervals: with one it would be the supremum.
-_SHELLS = 8
-# Schur's test runs so many steps, in float32, on layers of at most so many units.
-_POWER_STEPS = 4
-_TESTED_UNITS = 5000
-_SINGLE = 1e-3
-# Differences of values of an activation are off by less than this share of them.
-_CANCELLED = 1e-14
 # A layer's gradients are held where it has no more than this many numbers a sample,
 ROW_ENTRIES = 1 << 18
-# and passed on from the layer before rather than sent back where that would take more numbers than this,
-_SENT_ENTRIES = 1 << 18
-# and the inner products of its units where it has no more units than this.
-_GRAM_UNITS = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """An activation over the balls, its M entries flattened.
-
-    Attributes:
-        rows: Gradients r_k of what enters it at the centre, (n, d, M); (1, d, M) where they are the same for
-            every sample; None where they would be too many.
-        error: Bounds on `|t_k - r_k.d|`, (n, M).
-        reach: Bounds on `|t_k|`, (n, M).
-        spread: Bound on the l2 norm of all t_k together, (n,).
-        slope: The slopes s, (n, M).
-        bend: Range of q, each (n, M); None at a kink.
-        remainder: Range of rho, each (n, M).
-        radius: l2 radius of the balls; None for linf.
-        operator: The affine map that gives what enters it; None where a sum does.
-        entering: Bound on the l2 norm of how far the argument of that map moves, (n,).
-    """
-
-    rows: Tensor | None
-    error: Tensor
-    reach: Tensor
-    spread: Tensor
-    slope: Tensor
-    bend: Interval | None
-    remainder: Interval
-    radius: float | None
-    operator: LinearMap | None
-    entering: Tensor
-
-    @cached_property
-    def squared_gram(self) -> Tensor | None:
-        """Squares of the inner products of the rows, (n, M, M) or (1, M, M)."""
-        if self.rows is None or self.radius is None or self.rows.shape[2] > _GRAM_UNITS:
-            return None
-        return (self.rows.mT @ self.rows).square()
-
-    def swing(self, adjoint: Tensor) -> Interval:
-        """Upper bounds (n, R) on `-sum_k lambda_k rho_k` and on its opposite, for lambda (n, R, M)."""
-        low, high = self.remainder
-        size = adjoint.abs()
-        # Positive and negative parts of lambda apart are halves of |lambda| + lambda and |lambda| - lambda.
-        apart, lean = (
-            (part @ ends.unsqueeze(2)).squeeze(2) / 2
-            for part, ends in ((size, high - low), (adjoint, high + low))
-        )
-        # What cancels in the difference is below the rounding of the sum.
-        apart = apart * (1 + ROUNDING)
-        if self.bend is None:
-            return apart - lean, apart + lean
-        largest = (size * torch.maximum(self.bend[1], -self.bend[0]).unsqueeze(1)).amax(2)
-        whole = largest * self.spread.square().unsqueeze(1) / 2
-        fall, rise = torch.minimum(apart - lean, whole), torch.minimum(apart + lean, whole)
-        if self.squared_gram is not None:
-            fall = torch.minimum(fall, self._frobenius(adjoint) / 2)
-            rise = torch.minimum(rise, self._frobenius(-adjoint) / 2)
-        return fall, rise
-
-    def refined_fall(self, adjoint: Tensor, samples: Tensor) -> Tensor:
-        """The same (m,) for one adjoint (m, M) of each of some samples (m,), where the rows are not held.
-
-        With t = A a for the affine map A and |a| at most `entering`, `sum_k w_k t_k^2` is at most |a|^2 times
-        the largest eigenvalue of `diag(sqrt w) A A^T diag(sqrt w)`, which Schur's test bounds.
-        """
-        if self.bend is None or self.operator is None or math.prod(self.operator.out_shape) > _TESTED_UNITS:
-            return adjoint.new_full((len(adjoint),), math.inf)
-        low, high = (adjoint * end[samples] for end in self.bend)
-        weights = -torch.minimum(low, high).clamp_max(0)
-        return largest_scaled(weights, self.operator.absolute_gram) * self.entering[samples].square() / 2
-
-    def _frobenius(self, adjoint: Tensor) -> Tensor:
-        """Upper bound (n, R) on `-sum_k lambda_k q_k t_k^2`, in l2.
-
-        The norm of a matrix is at most its Frobenius norm, here of the rows scaled with the weights.
-        """
-        assert self.bend is not None
-        assert self.squared_gram is not None
-        assert self.radius is not None
-        weights = -torch.minimum(*(adjoint * end.unsqueeze(1) for end in self.bend)).clamp_max(0)
-        size = ((weights @ self.squared_gram) * weights).sum(2).clamp_min(0).sqrt()
-        wrong = (weights @ self.error.square().unsqueeze(2)).squeeze(2)
-        return (self.radius * size.sqrt() + wrong.sqrt()).square()
+# A second layer that is larger gets the lengths of them where that takes no more numbers than this; sums of a
+# few thousand products in float32 are off by less than this share of the sum of their sizes.
+_FORWARD_ENTRIES = 1 << 23
+_FORWARD_ERROR = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,14 +113,12 @@ class Functionals:
         )
 
     def refined_fall(self, samples: Tensor, labels: Tensor) -> Tensor:
-        """`fall` (m,) of some functionals, with the layers whose gradients are not held looked at closer."""
+        """`fall` (m,) of some functionals, each layer looked at closer."""
         total = self.values.new_zeros(len(samples))
         for index, layer in self.expansion.layers.items():
-            part = self.swings[index][0][samples, labels]
-            if layer.rows is None:
-                adjoint = self.adjoints[index][samples, labels]
-                part = torch.minimum(part, layer.refined_fall(adjoint, samples))
-            total = total + part
+            adjoint = self.adjoints[index][samples, labels]
+            closer = layer.refined_fall(adjoint, samples)
+            total = total + torch.minimum(self.swings[index][0][samples, labels], closer)
         return total * (1 + ROUNDING)
 
     @property
@@ -284,8 +189,8 @@ def expand(network: Network, x: Tensor, radius: float, norm: Norm) -> Expansion:
             layer = _layer(network, values, node, reaches, spreads, layers, radius, norm)
             layers[index] = layer
             shape = values[index].shape
-            reach, steepest = _after(node.curve, values[node.source], layer.reach.reshape(shape))
-            whole = steepest * layer.spread
+            reach, steepest = after(node.curve, values[node.source], layer.reach.reshape(shape))
+            whole = layer.widest(steepest.flatten(1))
         else:
             reach = reaches[node.sources[0]] + reaches[node.sources[1]]
             whole = spreads[node.sources[0]] + spreads[node.sources[1]]
@@ -299,30 +204,6 @@ def dual_norm(rows: Tensor, norm: Norm, dim: int) -> Tensor:
     return torch.linalg.vector_norm(rows, ord=2 if norm == "l2" else 1, dim=dim)
 
 
-def largest_scaled(weights: Tensor, gram: Tensor) -> Tensor:
-    """Upper bound (m,) on the largest eigenvalue of `diag(sqrt w) G diag(sqrt w)` for weights w >= 0 (m, M).
-
-    It is that of G diag(w), so at most `max_k (|G| w v)_k / v_k` over w_k > 0 for every positive v (Schur's
-    test, or Collatz and Wielandt); a few power steps make v nearly the best.
-
-    Args:
-        weights: (m, M).
-        gram: |G|, (M, M), in float32; sums of its positive terms are off by less than `_SINGLE` of them.
-    """
-    single = weights.to(gram.dtype)
-    scale = single.amax(1, keepdim=True)
-    single = single / scale.clamp_min(torch.finfo(gram.dtype).tiny)
-    vector = torch.ones_like(single)
-    best = weights.new_full((len(weights),), math.inf)
-    for _ in range(_POWER_STEPS):
-        image = (single * vector) @ gram
-        ratio = (image / vector).where(single > 0, 0.0).amax(1)
-        best = torch.minimum(best, ratio.to(weights.dtype))
-        # Entries that decay to zero would spoil the quotient; any positive vector will do.
-        vector = (image / image.amax(1, keepdim=True)).clamp_min(1e-6).nan_to_num(1.0)
-    return best * scale.squeeze(1).to(weights.dtype) * (1 + _SINGLE)
-
-
 def _layer(
     network: Network,
     values: Sequence[Tensor],
@@ -334,64 +215,98 @@ def _layer(
     norm: Norm,
 ) -> Layer:
     before = values[node.source].flatten(1)
-    n, units = before.shape
+    units = before.shape[1]
     reach, spread = reaches[node.source].flatten(1), spreads[node.source]
-    rows, error = None, torch.zeros_like(before)
-    earlier = _held_before(network, node, layers)
-    if values[0][0].numel() * units > ROW_ENTRIES:
-        pass
-    elif earlier is not None and units * sum(one.slope.shape[1] for one in layers.values()) > _SENT_ENTRIES:
-        rows, error = _passed_on(network.nodes[node.source], earlier)
-        reach = torch.minimum(reach, radius * dual_norm(rows, norm, 1) + error)
+    inputs = values[0][0].numel()
+    large = norm == "l2" and any(
+        inputs * values[index][0].numel() > ROW_ENTRIES
+        for index, other in enumerate(network.nodes)
+        if isinstance(other, Pointwise)
+    )
+    rows, error, error_norm = None, torch.zeros_like(before), torch.zeros_like(spread)
+    if inputs * units > ROW_ENTRIES:
+        if norm == "l2":
+            reach = torch.minimum(reach, _second_reach(network, node, layers, radius))
     else:
-        seeds = torch.eye(units, dtype=before.dtype, device=before.device)
-        # Before the first activation the units are affine, and the same for every sample.
-        seeds = seeds.expand(n if layers else 1, -1, -1)
-        adjoints, gradients = _send_back(network, node.source, seeds, layers)
-        rows = gradients.mT
-        for at, adjoint in adjoints.items():
-            error = error + torch.maximum(*layers[at].swing(adjoint))
-        error = error * (1 + ROUNDING)
-        reach = torch.minimum(reach, radius * dual_norm(gradients, norm, 2) + error)
+        rows, error, error_norm = _sent_back(network, node.source, before, layers, large=large)
+    if rows is not None:
+        error = torch.minimum(error, error_norm.unsqueeze(1)) * (1 + ROUNDING)
+        error_norm = torch.minimum(error_norm, error.norm(dim=1)) * (1 + ROUNDING)
+        reach = torch.minimum(reach, radius * dual_norm(rows, norm, 1) + error)
+        if large:
+            spread = torch.minimum(spread, radius * spectral_bound(rows) + error_norm)
     reach = reach * (1 + ROUNDING)
     spread = torch.minimum(spread * (1 + ROUNDING), reach.norm(dim=1))
-    slope, bend, remainder = _remainder(node.curve, before, reach)
+    slope, bend, rho = remainder(node.curve, before, reach)
     affine = network.nodes[node.source]
     operator = affine.operator if isinstance(affine, Affine) else None
     entering = spreads[affine.source] if isinstance(affine, Affine) else spread
-    return Layer(
-        rows,
-        error,
-        reach,
-        spread,
-        slope,
-        bend,
-        remainder,
-        radius if norm == "l2" else None,
-        operator,
-        entering,
-    )
+    size = radius if norm == "l2" else None
+    return Layer(rows, error, error_norm, reach, spread, slope, bend, rho, size, large, operator, entering)
 
 
-def _held_before(network: Network, node: Pointwise, layers: dict[int, Layer]) -> Layer | None:
-    """The activation right before, through one affine map, if its gradients are held."""
+def _second_reach(network: Network, node: Pointwise, layers: dict[int, Layer], radius: float) -> Tensor:
+    """How far the units (n, M) of a second layer that is too large for its rows can move, in l2.
+
+    The lengths of the rows come from forward products in float32, whose rounding is charged; what the first
+    activation leaves beyond its slopes is bounded in norm.
+    """
     affine = network.nodes[node.source]
-    layer = layers.get(affine.source) if isinstance(affine, Affine) else None
-    return layer if layer is not None and layer.rows is not None else None
+    first = network.nodes[affine.source] if isinstance(affine, Affine) else None
+    start = network.nodes[first.source] if isinstance(first, Pointwise) else None
+    units = math.prod(network.shapes[node.source])
+    if not isinstance(start, Affine) or start.source or not isinstance(affine, Affine):
+        return torch.full((1, units), math.inf, dtype=torch.float64)
+    inputs, inside = math.prod(start.operator.in_shape), start.operator.out_shape
+    if inputs * max(units, math.prod(inside)) > _FORWARD_ENTRIES:
+        return torch.full((1, units), math.inf, dtype=torch.float64)
+    layer = layers[affine.source]
+    columns = _merged_columns(start.operator, affine.operator)
+    slopes = layer.slope.float().reshape(-1, 1, *inside)
+    lengths = []
+    for some in slopes.split(max(1, _FORWARD_ENTRIES // columns.numel())):
+        tangents = affine.operator.single.apply((columns * some).flatten(0, 1))
+        lengths.append(tangents.reshape(len(some), len(columns), -1).square().sum(1).sqrt().double())
+    size = start.operator.row_norms.norm() * layer.slope.abs().amax(1, keepdim=True)
+    norms = affine.operator.row_norms.flatten()
+    charged = torch.cat(lengths) * (1 + _FORWARD_ERROR) + _FORWARD_ERROR * norms * size
+    return radius * charged + norms * layer.remainder_norm.unsqueeze(1)
 
 
-def _passed_on(affine: Node, layer: Layer) -> tuple[Tensor, Tensor]:
-    """Rows and errors behind an activation and an affine map, from those before: cheaper, and looser."""
-    assert isinstance(affine, Affine)
-    assert layer.rows is not None
-    scaled = (layer.rows * layer.slope.unsqueeze(1)).mT
-    n, _, dimension = scaled.shape
-    inside = affine.operator.in_shape
-    rows = affine.operator.apply(scaled.mT.reshape(n * dimension, *inside)).reshape(n, dimension, -1)
-    low, high = layer.remainder
-    error = layer.slope.abs() * layer.error + torch.maximum(high, -low)
-    error = affine.operator.magnitude.apply(error.reshape(n, *inside)).flatten(1)
-    return rows, error * (1 + ROUNDING)
+@lru_cache(maxsize=16)
+def _merged_columns(first: LinearMap, second: LinearMap) -> Tensor:
+    """Columns of a map in float32, (G, *out_shape), added up where their images under a second share no unit.
+
+    The squares of such a sum, sent through the second map with any weights between, are the sums of squares.
+    """
+    size = math.prod(first.in_shape)
+    units = torch.eye(size, dtype=torch.float64, device=first.row_norms.device).reshape(size, *first.in_shape)
+    reached = second.magnitude.apply(first.magnitude.apply(units)).flatten(1) > 0
+    taken, columns = reached.new_zeros(0, reached.shape[1]), units.new_zeros(0, *first.out_shape)
+    for column, unit in zip(first.apply(units), reached, strict=True):
+        free = torch.nonzero(~(taken & unit).any(1))
+        if len(free):
+            taken[free[0, 0]] |= unit
+            columns[free[0, 0]] += column
+        else:
+            taken, columns = torch.cat([taken, unit[None]]), torch.cat([columns, column[None]])
+    return columns.float()
+
+
+def _sent_back(
+    network: Network, source: int, before: Tensor, layers: dict[int, Layer], *, large: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (n, d, M) and errors (n, M) and (n,) of the units of a node, from their own expansions."""
+    n, units = before.shape
+    # Before the first activation the units are affine, and the same for every sample.
+    seeds = torch.eye(units, dtype=before.dtype, device=before.device).expand(n if layers else 1, -1, -1)
+    adjoints, gradients = _send_back(network, source, seeds, layers)
+    error, error_norm = torch.zeros_like(before), before.new_zeros(n)
+    for index, adjoint in adjoints.items():
+        error = error + torch.maximum(*layers[index].swing(adjoint))
+        if large:
+            error_norm = error_norm + spectral_bound(adjoint) * layers[index].remainder_norm
+    return gradients.mT, error, error_norm if large else error.norm(dim=1)
 
 
 def _send_back(
@@ -424,61 +339,6 @@ def _send_back(
     arrived = adjoints[0]
     assert arrived is not None  # every node depends on the input
     return found, arrived.reshape(n, functionals, -1)
-
-
-def _after(curve: Curve, value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-    """How far an activation's entries can move, and (n,) the steepest slope among them."""
-    low, high = curve.value_range(value - reach, value + reach)
-    centre = curve.value(value)
-    flat, steep = curve.slope_range(value - reach, value + reach)
-    moved = torch.maximum(high - centre, centre - low)
-    return moved * (1 + ROUNDING), torch.maximum(steep, -flat).flatten(1).amax(1)
-
-
-def _remainder(curve: Curve, value: Tensor, reach: Tensor) -> tuple[Tensor, Interval | None, Interval]:
-    """Slopes s, the range of q if there is one, and the range of rho, for entries (n, M)."""
-    ends = value - reach, value + reach
-    moved = [curve.value(end) - curve.value(value) for end in ends]
-    if curve.smooth:
-        low, high = mean_bend(curve, value, reach)
-        slope, half = curve.slope(value), reach.square() / 2
-        # Where sigma is convex or concave all over, rho is extreme at an end or, with value 0, at the centre.
-        over = curve.bend_range(*ends)
-        bent = (over[0] >= 0) | (over[1] <= 0)
-        apart = torch.stack([moved[0] + slope * reach, moved[1] - slope * reach])
-        allowance = ROUNDING * apart.abs().amax(0) + _CANCELLED * (1 + value.abs() + reach)
-        least = torch.maximum(low * half, apart.amin(0) - allowance).where(bent, low * half)
-        most = torch.minimum(high * half, apart.amax(0) + allowance).where(bent, high * half)
-        return slope, (low, high), (least.clamp_max(0), most.clamp_min(0))
-    crosses = (ends[0] < 0) & (ends[1] > 0)
-    slope = ((moved[1] - moved[0]) / (2 * reach)).where(crosses, curve.slope(value))
-    # Piecewise linear: the extremes are at the ends, at the kink and, with value 0, at the centre.
-    at_kink = (slope * value - curve.value(value)).where(crosses, 0.0)
-    apart = torch.stack([moved[0] + slope * reach, moved[1] - slope * reach, at_kink])
-    allowance = ROUNDING * (value.abs() + reach)
-    low, high = apart.amin(0).clamp_max(0) - allowance, apart.amax(0).clamp_min(0) + allowance
-    return slope, None, (low.where(crosses, 0.0), high.where(crosses, 0.0))
-
-
-def mean_bend(curve: Curve, value: Tensor, reach: Tensor) -> Interval:
-    """Range of `q(t) = 2 (sigma(u + t) - sigma(u) - sigma'(u) t) / t^2` over |t| <= reach.
-
-    q is the mean of sigma'' along [u, u + t] with weight 2 (1 - s) at u + s t: over nested intervals the
-    supremum of sigma'' grows, and the weights of the shells between them are known. Each side apart.
-    """
-    shares = torch.linspace(0, 1, _SHELLS + 1, dtype=value.dtype)
-    weights = (2 * shares - shares.square()).diff().tolist()
-    sides = []
-    for side in (-1, 1):
-        low = high = torch.zeros_like(value)
-        for share, weight in zip(shares[1:].tolist(), weights, strict=True):
-            far = value + side * share * reach
-            shell = curve.bend_range(torch.minimum(value, far), torch.maximum(value, far))
-            low, high = low + weight * shell[0], high + weight * shell[1]
-        sides.append((low, high))
-    low, high = torch.minimum(sides[0][0], sides[1][0]), torch.maximum(sides[0][1], sides[1][1])
-    allowance = ROUNDING * torch.maximum(high.abs(), low.abs())
-    return low - allowance, high + allowance
 
 
 def _each(per_sample: Tensor, like: Tensor) -> Tensor:

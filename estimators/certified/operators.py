@@ -87,6 +87,11 @@ class LinearMap(ABC):
             gram[start : start + len(units)] = self.apply(rows).flatten(1).abs()
         return gram
 
+    @property
+    @abstractmethod
+    def single(self) -> LinearMap:
+        """The map in float32."""
+
     @cached_property
     def exact_norm(self) -> float:
         """The spectral norm from the singular values of the dense matrix."""
@@ -108,6 +113,10 @@ class Dense(LinearMap):
     @cached_property
     def magnitude(self) -> LinearMap:
         return Dense(self.weight.abs(), self.in_shape, self.out_shape)
+
+    @cached_property
+    def single(self) -> LinearMap:
+        return Dense(self.weight.float(), self.in_shape, self.out_shape)
 
     @property
     def norm(self) -> float:
@@ -147,12 +156,26 @@ class Convolution(LinearMap):
         ]
         self.out_shape = (weight.shape[0], *sizes)
 
+    @cached_property
+    def _tile(self) -> float | None:
+        """The weight of a pooling whose windows tile the input: much faster without a convolution."""
+        kernel, plain = self.weight.shape[2:], self.padding == (0, 0) and self.dilation == (1, 1)
+        tiles = plain and self.stride == tuple(kernel) and self.groups == self.in_shape[0] == len(self.weight)
+        whole = all(size % step == 0 for size, step in zip(self.in_shape[1:], kernel, strict=True))
+        equal = bool((self.weight == self.weight.flatten()[0]).all())
+        return float(self.weight.flatten()[0]) if tiles and whole and equal else None
+
     def apply(self, rows: Tensor) -> Tensor:
+        if self._tile is not None:
+            return functional.avg_pool2d(rows, self.stride) * (self._tile * math.prod(self.stride))
         return functional.conv2d(
             rows, self.weight, None, self.stride, self.padding, self.dilation, self.groups
         )
 
     def adjoint(self, rows: Tensor) -> Tensor:
+        if self._tile is not None:
+            spread = (rows * self._tile).repeat_interleave(self.stride[0], 2)
+            return spread.repeat_interleave(self.stride[1], 3)
         return conv2d_input(
             (len(rows), *self.in_shape), self.weight, rows,
             self.stride, self.padding, self.dilation, self.groups,
@@ -168,6 +191,10 @@ class Convolution(LinearMap):
     @cached_property
     def magnitude(self) -> LinearMap:
         return self.with_weight(self.weight.abs())
+
+    @cached_property
+    def single(self) -> LinearMap:
+        return self.with_weight(self.weight.float())
 
     @cached_property
     def norm(self) -> float:
@@ -228,6 +255,10 @@ class Scaling(LinearMap):
     def magnitude(self) -> LinearMap:
         return Scaling(self.factors.abs())
 
+    @cached_property
+    def single(self) -> LinearMap:
+        return Scaling(self.factors.float())
+
     @property
     def norm(self) -> float:
         return float(self.factors.abs().max())
@@ -261,6 +292,10 @@ class Reshape(LinearMap):
         return self
 
     @property
+    def single(self) -> LinearMap:
+        return self
+
+    @property
     def norm(self) -> float:
         return 1.0
 
@@ -289,6 +324,10 @@ class Composition(LinearMap):
     @cached_property
     def magnitude(self) -> LinearMap:
         return Composition([one.magnitude for one in self.maps])
+
+    @cached_property
+    def single(self) -> LinearMap:
+        return Composition([one.single for one in self.maps])
 
     @cached_property
     def norm(self) -> float:
