@@ -158,10 +158,10 @@ class Layer:
 
 
 def spectral_bound(matrices: Tensor) -> Tensor:
-    """Upper bound (n,) on the spectral norms of matrices (n, a, b), by at most a quarter too large.
+    """Upper bound (n,) on the spectral norms of matrices (n, a, b): too large by at most rank^(1/16).
 
-    The trace of the eighth power of the Gram matrix: a few products, where singular values take many times as
-    long. It is off by the rank to the power 1/16.
+    From the trace of the eighth power of the Gram matrix: a few products, where singular values take many
+    times as long.
     """
     gram = matrices @ matrices.mT if matrices.shape[1] <= matrices.shape[2] else matrices.mT @ matrices
     scale = torch.linalg.matrix_norm(gram).clamp_min(torch.finfo(gram.dtype).tiny)

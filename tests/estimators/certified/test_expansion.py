@@ -8,7 +8,7 @@ from torch.nn import functional
 from estimators.certified import read_network
 from estimators.certified.activations import gelu, silu, softplus, tanh
 from estimators.certified.expansion import expand
-from estimators.certified.remainder import largest_scaled, mean_bend
+from estimators.certified.remainder import largest_scaled, mean_bend, spectral_bound
 
 SEEDS = range(8)
 
