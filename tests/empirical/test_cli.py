@@ -70,7 +70,7 @@ def test_the_main_job_leaves_results_figures_and_a_report(finished):
         }
         assert 0.0 <= result.robust_accuracy(0.15).value <= result.robust_accuracy(0.1).value
         assert result.robust_accuracy(0.1).value <= result.accuracy.value
-    for name in ("robust-accuracy", "eps-sweep", "bound-against-measured", "transfer-matrices"):
+    for name in ("robust-accuracy", "eps-sweep", "slack-waterfall", "phase-diagram", "transfer-matrices"):
         assert (folder / "figures" / f"{name}.svg").stat().st_size > 1000
         assert (folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "Theorem 4" in output
