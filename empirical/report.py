@@ -80,6 +80,7 @@ def _statement(identifier: str, comparison: Comparison) -> dict[str, Any]:
     statement = STATEMENTS[identifier]
     return {
         "statement": statement,
+        "name": summary.short_title(identifier),
         "anchor": _anchor(identifier),
         "formula": mathml(statement.latex(), "block"),
         "quantities": [(mathml(quantity.latex), quantity) for quantity in statement.quantities],

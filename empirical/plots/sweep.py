@@ -230,11 +230,11 @@ EPS_SWEEP = Drawing(
     "eps-sweep",
     "Where does the theory say anything?",
     "Transfer (Definition 7; targeted, without the points whose label is the target already) against the "
-    "radius. Blue: measured, mean and range over the ordered pairs of members and the attacks. The bounds are "
-    "drawn as they hold for every pair: of each variant the sharpest statement. Where a line stops, a "
-    "hypothesis fails from there on; in the hatched region a bound says nothing; open markers are heuristic. "
-    "Between the black edges, R7 and R2, lies the strongest attack on the pair that is easiest to fool; dashed "
-    "is the strongest that was found.",
+    "radius. Blue: measured, mean and range over the ordered pairs of members and the attacks. The bounds "
+    "are drawn as they hold for every pair: of each variant the sharpest statement. Where a line stops, a "
+    "hypothesis fails from there on; in the hatched region a bound says nothing; open markers are "
+    "heuristic. Between the black edges, R7 and R2, lies the strongest attack on the pair that is easiest "
+    "to fool; dashed is the strongest that was found.",
     draw,
     table,
 )
