@@ -36,6 +36,7 @@ from empirical.objectives import (
     TRS,
     AdaBoost,
     AdvT,
+    Certified,
     CosL2,
     CosOnly,
     GradientBoost,
@@ -59,6 +60,7 @@ class _Base:
         delta_adv: Radius of adversarial training.
         distill_eps: Radius of DVERGE's distillation.
         ckae: Weight of CKAE.
+        certified: Certified training.
         official: Weights of the published TRS, where they differ.
         changes: Fields of the configuration that differ, by method.
     """
@@ -68,6 +70,7 @@ class _Base:
     delta_adv: float
     distill_eps: float
     ckae: float = 1.0
+    certified: Certified = field(default_factory=Certified)
     official: Mapping[str, float] = field(default_factory=dict)
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -89,6 +92,7 @@ class _Base:
             TRSOfficial(**{**weights, **self.official}),
             AdvT(self.delta_adv),
             TRSAdvT(**weights, search=search, delta_adv=self.delta_adv),
+            self.certified,
         )
 
     def on(self, dataset: str) -> dict[str, TrainingConfig]:
@@ -104,6 +108,9 @@ class _Base:
 _DVERGE_SGD = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
 _OFFICIAL_ADAM = {"weight_decay": 1e-4, "adam_epsilon": 1e-7}
 
+# For networks whose curvature no certificate sees well.
+_DEEP = Certified(radius=0.3, single=0.5, joint=1.0, bound="lipschitz")
+
 _BASES: Mapping[str, _Base] = {
     "digits": _Base(
         TrainingConfig(
@@ -117,6 +124,7 @@ _BASES: Mapping[str, _Base] = {
         TRS(lambda_a=0.5, lambda_b=0.1, delta_initial=0.05, delta_final=0.15),
         delta_adv=0.15,
         distill_eps=0.3,
+        changes={"certified": {"model": ModelConfig("mlp", "softplus(1)", (256,)), "epochs": 80}},
     ),
     "fashion-mnist": _Base(
         TrainingConfig(
@@ -130,6 +138,8 @@ _BASES: Mapping[str, _Base] = {
         TRS(lambda_a=0.5, lambda_b=0.1, delta_initial=0.05, delta_final=0.15, search="joint"),
         delta_adv=0.15,
         distill_eps=0.3,
+        certified=_DEEP,
+        changes={"certified": {"model": ModelConfig("lenet", "softplus(5)"), "lr": 5e-3}},
     ),
     "paper-mnist": _Base(
         TrainingConfig(
@@ -172,10 +182,12 @@ _BASES: Mapping[str, _Base] = {
 
 
 def _presets() -> dict[str, TrainingConfig]:
+    digits = _BASES["digits"].config
     known = {name: (base, base.config.dataset) for name, base in _BASES.items()}
     known["paper-cifar100"] = (_BASES["paper-cifar10"], "cifar100")
     known |= {name: (_BASES[base], name) for base, others in _SMALL.items() for name in others}
-    return {
+    deep = replace(digits, model=ModelConfig("mlp", "softplus(2)", (64, 64, 64)), objective=_DEEP, epochs=60)
+    return {"digits-deep-certified": deep} | {
         f"{name}-{method}": config
         for name, (base, dataset) in known.items()
         for method, config in base.on(dataset).items()

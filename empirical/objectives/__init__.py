@@ -11,6 +11,7 @@ from empirical.objectives.adaboost import AdaBoost
 from empirical.objectives.adp import ADP
 from empirical.objectives.advt import AdvT
 from empirical.objectives.base import Loss, Objective, Parameters, Step
+from empirical.objectives.certified import Certified
 from empirical.objectives.ckae import CKAE
 from empirical.objectives.cos_l2 import CosL2
 from empirical.objectives.cos_only import CosOnly
@@ -34,6 +35,7 @@ __all__ = [
     "TRS",
     "AdaBoost",
     "AdvT",
+    "Certified",
     "CosL2",
     "CosOnly",
     "GradientBoost",
@@ -76,6 +78,7 @@ def register(method: type[Any]) -> type[Any]:
 
 for _method in (
     Vanilla, AdaBoost, GradientBoost, CKAE, ADP, GAL, DVERGE, CosOnly, CosL2, TRS, TRSOfficial, AdvT, TRSAdvT,
+    Certified,
 ):  # fmt: skip
     register(_method)
 

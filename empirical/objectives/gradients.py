@@ -99,28 +99,36 @@ class CleanHalf:
         cross_entropy: Mean over members and samples, in training mode.
         logits: (N, n, K) in training mode, detached.
         gradients: Loss gradients of each member at `x`, in evaluation mode.
+        evaluated: (N, n, K) logits in evaluation mode, differentiable.
     """
 
     x: Tensor
     cross_entropy: Tensor
     logits: Tensor
     gradients: tuple[LossGradients, ...]
+    evaluated: Tensor
 
 
 def clean_half(members: nn.ModuleList, x: Tensor, y: Tensor, step: Step) -> CleanHalf:
     """Evaluate the members on the clean batch, with one forward pass where the two modes agree."""
     x = x.detach().requires_grad_()
-    trained = [step.logits(member, x) for member in members]
-    frozen = trained
-    if _modes_differ(members):
-        with evaluation_mode(members):
-            frozen = [step.logits(member, x) for member in members]
+    trained, frozen = both_modes(members, x, step)
     return CleanHalf(
         x,
         mean_cross_entropy(trained, y),
         torch.stack(trained).detach(),
         tuple(loss_gradients(logits, x, y) for logits in frozen),
+        torch.stack(frozen),
     )
+
+
+def both_modes(members: nn.ModuleList, x: Tensor, step: Step) -> tuple[list[Tensor], list[Tensor]]:
+    """Each member's logits (n, K) in training mode and in evaluation mode, from one pass where they agree."""
+    trained = [step.logits(member, x) for member in members]
+    if not _modes_differ(members):
+        return trained, trained
+    with evaluation_mode(members):
+        return trained, [step.logits(member, x) for member in members]
 
 
 def mean_cross_entropy(logits: Sequence[Tensor], y: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ BASES = (
 def test_every_base_has_every_method():
     two_classes = ("digits-0-1", "blobs", "blobs-tight")  # fewer than ADP needs for three members
     expected = {f"{base}-{method}" for base in BASES for method in OBJECTIVES}
-    assert set(PRESETS) == expected - {f"{base}-adp" for base in two_classes}
+    assert set(PRESETS) == expected - {f"{base}-adp" for base in two_classes} | {"digits-deep-certified"}
     for name, config in PRESETS.items():
         assert name.endswith(f"-{config.objective.name}")
         assert config.dataset in DATASETS
@@ -96,9 +96,10 @@ def test_milestones_are_scaled_with_the_epochs(epochs, milestones):
         config.with_epochs(0)
 
 
+@pytest.mark.parametrize("method", ["trs", "certified"])
 @pytest.mark.parametrize(("base", "shape"), [("digits", (1, 8, 8)), ("fashion-mnist", (1, 28, 28))])
-def test_small_presets_are_smooth(base, shape):
-    config = preset(base, "trs")
+def test_small_presets_are_smooth(base, shape, method):
+    config = preset(base, method)
     assert kinks(build_model(config.model, shape=shape, classes=10)) == ()
 
 
