@@ -18,6 +18,7 @@ from empirical.objectives.cos_only import CosOnly
 from empirical.objectives.dverge import DVERGE
 from empirical.objectives.gal import GAL
 from empirical.objectives.gradient_boost import GradientBoost
+from empirical.objectives.gradient_penalty import GradientPenalty
 from empirical.objectives.trs import TRS
 from empirical.objectives.trs_advt import TRSAdvT
 from empirical.objectives.trs_official import TRSOfficial
@@ -39,6 +40,7 @@ __all__ = [
     "CosL2",
     "CosOnly",
     "GradientBoost",
+    "GradientPenalty",
     "Loss",
     "Objective",
     "Parameters",
@@ -78,7 +80,7 @@ def register(method: type[Any]) -> type[Any]:
 
 for _method in (
     Vanilla, AdaBoost, GradientBoost, CKAE, ADP, GAL, DVERGE, CosOnly, CosL2, TRS, TRSOfficial, AdvT, TRSAdvT,
-    Certified,
+    Certified, GradientPenalty,
 ):  # fmt: skip
     register(_method)
 
