@@ -143,8 +143,8 @@ _BASES: Mapping[str, _Base] = {
         TRS(lambda_a=0.5, lambda_b=0.1, delta_initial=0.05, delta_final=0.15, search="joint"),
         delta_adv=0.15,
         distill_eps=0.3,
-        certified=_DEEP,
-        changes={"certified": {"model": ModelConfig("lenet", "softplus(5)"), "lr": 5e-3}},
+        certified=replace(_DEEP, radius=0.2),
+        changes={"certified": {"model": ModelConfig("lenet", "softplus(5)"), "lr": 5e-3, "members": 2}},
     ),
     "paper-mnist": _Base(
         TrainingConfig(
@@ -214,12 +214,13 @@ def _presets() -> dict[str, TrainingConfig]:
     known = {name: (base, base.config.dataset) for name, base in _BASES.items()}
     known["paper-cifar100"] = (_BASES["paper-cifar10"], "cifar100")
     known |= {name: (_BASES[base], name) for base, others in _SMALL.items() for name in others}
-    return _recipes() | {
+    methods = {
         f"{name}-{method}": config
         for name, (base, dataset) in known.items()
         for method, config in base.on(dataset).items()
         if not (method == ADP.name and name in _TWO_CLASSES)  # ADP needs more classes than members
     }
+    return methods | _recipes()
 
 
 PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(_presets())
