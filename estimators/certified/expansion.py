@@ -225,8 +225,8 @@ def _layer(
     )
     rows, error, error_norm = None, torch.zeros_like(before), torch.zeros_like(spread)
     if inputs * units > ROW_ENTRIES:
-        if norm == "l2":
-            reach = torch.minimum(reach, _second_reach(network, node, layers, radius))
+        known = _second_reach(network, node, layers, radius) if norm == "l2" else None
+        reach = reach if known is None else torch.minimum(reach, known)
     else:
         rows, error, error_norm = _sent_back(network, node.source, before, layers, large=large)
     if rows is not None:
@@ -245,7 +245,9 @@ def _layer(
     return Layer(rows, error, error_norm, reach, spread, slope, bend, rho, size, large, operator, entering)
 
 
-def _second_reach(network: Network, node: Pointwise, layers: dict[int, Layer], radius: float) -> Tensor:
+def _second_reach(
+    network: Network, node: Pointwise, layers: dict[int, Layer], radius: float
+) -> Tensor | None:
     """How far the units (n, M) of a second layer that is too large for its rows can move, in l2.
 
     The lengths of the rows come from forward products in float32, whose rounding is charged; what the first
@@ -256,10 +258,10 @@ def _second_reach(network: Network, node: Pointwise, layers: dict[int, Layer], r
     start = network.nodes[first.source] if isinstance(first, Pointwise) else None
     units = math.prod(network.shapes[node.source])
     if not isinstance(start, Affine) or start.source or not isinstance(affine, Affine):
-        return torch.full((1, units), math.inf, dtype=torch.float64)
+        return None
     inputs, inside = math.prod(start.operator.in_shape), start.operator.out_shape
     if inputs * max(units, math.prod(inside)) > _FORWARD_ENTRIES:
-        return torch.full((1, units), math.inf, dtype=torch.float64)
+        return None
     layer = layers[affine.source]
     columns = _merged_columns(start.operator, affine.operator)
     slopes = layer.slope.float().reshape(-1, 1, *inside)

@@ -138,9 +138,11 @@ class Layer:
         return (size + wrong.sqrt()).square() / 2
 
     def _schur(self, weights: Tensor) -> Tensor:
-        """Upper bound (m,) on `sum_k w_k (A a)_k^2` over unit vectors a; A is the affine map before."""
-        if self.operator is None or math.prod(self.operator.out_shape) > _TESTED_UNITS:
-            return weights.new_full((len(weights),), math.inf)
+        """Upper bound (m,) on `sum_k w_k (A a)_k^2` over unit vectors a, for the affine map A before."""
+        if self.operator is None:
+            return weights.amax(1)
+        if math.prod(self.operator.out_shape) > _TESTED_UNITS:
+            return weights.amax(1) * self.operator.norm**2
         return largest_scaled(weights, self.operator.absolute_gram)
 
     def _frobenius(self, adjoint: Tensor) -> Tensor:

@@ -83,6 +83,7 @@ def fools(models, points, y, target=None):
     return torch.stack(wrong).all(0).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["softplus", "relu", "tanh"])
 @pytest.mark.parametrize(("norm", "radii"), [("l2", (0.04, 0.12)), ("linf", (0.01, 0.04))])
 @pytest.mark.parametrize("target", [None, 3])
