@@ -201,7 +201,7 @@ def add_plugin_option(parser: argparse.ArgumentParser) -> None:
 def _bound_vs_empirical(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from empirical import pipeline, summary, verdict
+    from empirical import pipeline, summary
     from empirical.compare import check_radii, check_target
     from empirical.data import load_dataset
     from empirical.plugins import load_plugins
@@ -252,9 +252,7 @@ def _bound_vs_empirical(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(comparison.to_json(), allow_nan=False))
     else:
-        print("\n".join(verdict.findings(comparison)))
-        for table in verdict.tables(comparison):
-            print(f"\n{table.to_text()}")
+        print(comparison)
     print(f"report: {folder / 'report.html'}", file=sys.stderr)
     return 1 if summary.verdict_counts(comparison)["violated"] else 0
 

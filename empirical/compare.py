@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 import estimators
@@ -28,7 +29,7 @@ from empirical.attacks import Attack
 from empirical.benign import accuracy, benign_summary, readable_network
 from empirical.data import Split
 from empirical.ensemble import Ensemble
-from empirical.frontier import frontiers
+from empirical.frontier import Certify, frontiers
 from empirical.joint_attack import JointAttack
 from empirical.joint_rows import JointRows
 from empirical.pair_rows import REMAINDER, SEGMENT, PairRows
@@ -100,11 +101,14 @@ def compare(
     rows: list[Row] = []
     joint: list[JointRow] = []
     matrices: list[TransferMatrix] = []
+    certify: dict[tuple[str, str], Certify] = {}
     first = next(name for name, each in attacks.items() if isinstance(each, Attack))
     for target in (None, target_label):
         of_pairs = PairRows(name, members, networks, data, points, target, about)
         of_subsets = JointRows(name, members, networks, data, target, about)
         for norm, radii in (("l2", eps), ("linf", linf_eps)):
+            if of_subsets.certifiable and radii:
+                certify[of_subsets.mode, norm] = partial(of_subsets.rates, norm)
             attacker = Attacker(members, data, attacks, norm, target, pixel_range)
             for radius in sorted(map(float, radii)):
                 progress(f"{name}: {of_pairs.mode}, {norm} radius {radius:g}")
@@ -139,7 +143,7 @@ def compare(
         matrices=tuple(matrix.to_json() for matrix in matrices),
         rows=tuple(rows),
         joint=tuple(joint),
-        frontiers=frontiers(rows, joint, len(members)),
+        frontiers=frontiers(rows, joint, len(members), certify),
     )
 
 

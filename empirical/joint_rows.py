@@ -66,6 +66,14 @@ class JointRows:
         nothing = MustTransfer(never, np.zeros((len(never), 0)))
         return {group: BallTransfer(never, nothing, self._eligible(group)) for group in groups}
 
+    def rates(self, norm: str, eps: float) -> dict[Subset, float]:
+        """R2 of every subset, with its confidence for a population."""
+        support, confidence = self.about.support, self.about.confidence
+        return {
+            subset: ball.rate(support=support, confidence=confidence).upper
+            for subset, ball in self.certify(norm, eps).items()
+        }
+
     def _row(
         self,
         norm: str,

@@ -153,6 +153,12 @@ class Comparison:
     environment: Mapping[str, Any]
     ensembles: tuple[EnsembleResult, ...]
 
+    def __str__(self) -> str:
+        """The verdict and the tables that matter, for a terminal."""
+        from empirical.verdict import in_words  # which reads comparisons
+
+        return in_words(self)
+
     def rows(self) -> Iterator[Row]:
         """All rows of all ensembles."""
         for ensemble in self.ensembles:

@@ -26,6 +26,12 @@ _SUBJECTS = {
 }
 
 
+def in_words(comparison: Comparison) -> str:
+    """The findings, then the tables, for a terminal."""
+    tables_as_text = (table.to_text() for table in tables(comparison))
+    return "\n\n".join(["\n".join(findings(comparison)), *tables_as_text])
+
+
 def findings(comparison: Comparison) -> list[str]:
     """What came out, most important first, as sentences."""
     return [
