@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 METHODS = ("vanilla", "cos-only", "cos-l2", "trs")
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-LINF_RADII = (0.02, 0.05)
+LINF_RADII = (0.05,)
 ATTACKS = ("pgd", "joint")
 
 
