@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from estimators.certified import read_network
 from estimators.certified.activations import gelu, silu, softplus, tanh
-from estimators.certified.expansion import expand
+from estimators.certified.expansion import _merged_columns, expand
+from estimators.certified.operators import Composition, Convolution
 from estimators.certified.remainder import largest_scaled, mean_bend, spectral_bound
 
 SEEDS = range(8)
@@ -171,6 +172,23 @@ def test_displacements_stay_in_their_reach(random_network, monkeypatch):
                     moved = (network.values(x + step)[source] - centre[source]).flatten(1)
                     assert bool((moved.abs() <= layer.reach).all())
                     assert bool((moved.norm(dim=1) <= layer.spread).all())
+
+
+def test_merged_columns_have_the_lengths_of_the_rows():
+    """Fewer columns than inputs, and the same sums of squares for any slopes between the two maps."""
+    generator = torch.Generator().manual_seed(0)
+
+    def kernel(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    first = Convolution(kernel(2, 1, 3, 3), (1, 16, 16), padding=(1, 1))
+    pooling = Convolution(torch.full((2, 1, 2, 2), 0.25).double(), (2, 16, 16), stride=(2, 2), groups=2)
+    second = Composition([pooling, Convolution(kernel(3, 2, 3, 3), (2, 8, 8), padding=(1, 1))])
+    slopes = torch.rand(2, 16, 16, generator=generator, dtype=torch.float64)
+    merged = second.apply(_merged_columns(first, second).double() * slopes).flatten(1)
+    every = second.apply(first.apply(torch.eye(256).double().reshape(-1, 1, 16, 16)) * slopes).flatten(1)
+    assert len(merged) < 256 / 2
+    assert torch.allclose(merged.square().sum(0), every.square().sum(0), rtol=1e-4)
 
 
 def test_the_spectral_bound_is_an_upper_bound_and_close():
