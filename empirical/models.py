@@ -182,9 +182,14 @@ def make_activation(name: str) -> nn.Module:
     raise ValueError(f"expected an activation among {_ACTIVATIONS}, got {name!r}")
 
 
+def is_activation(layer: nn.Module) -> bool:
+    """Whether a layer is one of the activations that a model can be built with."""
+    return isinstance(layer, _ACTIVATION_LAYERS)
+
+
 def activation_layers(model: nn.Module) -> list[nn.Module]:
     """The activation layers of a model, in the order of its layers, which is that of its forward pass."""
-    return [layer for layer in model.modules() if isinstance(layer, _ACTIVATION_LAYERS)]
+    return [layer for layer in model.modules() if is_activation(layer)]
 
 
 def _layers(config: ModelConfig, shape: tuple[int, ...], classes: int) -> list[nn.Module]:

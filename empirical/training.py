@@ -269,12 +269,13 @@ class _Run:
         sums: dict[str, float] = {}
         correct = torch.zeros((), dtype=torch.int64, device=self.data.train.x.device)
         draw = torch.rand((), generator=self.generators["objective"]).item()
+        weights = list(self.ensemble.parameters())
         for number, (x, y, sample_weights) in enumerate(self._batches()):
             step = self._step(number, draw, sample_weights)
             loss = self.config.objective(self.ensemble.members, x, y, step)
             terms = self._finite_terms({**loss.terms, "loss": loss.total.detach()}, number)
             self.optimizer.zero_grad()
-            loss.total.backward()
+            loss.total.backward(inputs=weights)  # and not by the inputs of the networks
             self.optimizer.step()
             self.schedule.step()
             for name, value in terms.items():

@@ -27,6 +27,8 @@ class Step:
         generator: Source of the random numbers of a step, seeded and saved with the run, on the CPU.
         sample_weights: (n,) weights of the batch's samples, of mean 1 over the training points, or None for
             equal weights.
+        fast: Compute the same loss, up to rounding, with less work where a method knows how
+            (`empirical.objectives.fast`).
     """
 
     epoch: int = 1
@@ -38,6 +40,7 @@ class Step:
     epoch_draw: float = 0.0
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     sample_weights: Tensor | None = None
+    fast: bool = True
 
     def logits(self, member: nn.Module, x: Tensor) -> Tensor:
         """Logits (n, K) of a member, in the precision of `x`.

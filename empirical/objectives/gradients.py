@@ -30,7 +30,7 @@ from empirical.objectives.base import Step
 from estimators.losses import margin
 
 # Added to squared lengths of margin gradients (logits per unit of input): the root has a derivative then.
-_TINY = 1e-24
+TINY = 1e-24
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LossGradients:
 
 def length(vectors: Tensor) -> Tensor:
     """(n,) l2 lengths of (n, d) vectors, with derivative 0 at the zero vector."""
-    return (vectors.square().sum(1) + _TINY).sqrt()
+    return (vectors.square().sum(1) + TINY).sqrt()
 
 
 def loss_gradients(logits: Tensor, x: Tensor, y: Tensor) -> LossGradients:
@@ -125,7 +125,7 @@ def clean_half(members: nn.ModuleList, x: Tensor, y: Tensor, step: Step) -> Clea
 def both_modes(members: nn.ModuleList, x: Tensor, step: Step) -> tuple[list[Tensor], list[Tensor]]:
     """Each member's logits (n, K) in training mode and in evaluation mode, from one pass where they agree."""
     trained = [step.logits(member, x) for member in members]
-    if not _modes_differ(members):
+    if not modes_differ(members):
         return trained, trained
     with evaluation_mode(members):
         return trained, [step.logits(member, x) for member in members]
@@ -148,5 +148,6 @@ def evaluation_mode(members: nn.ModuleList) -> Iterator[None]:
             module.training = training
 
 
-def _modes_differ(members: nn.ModuleList) -> bool:
+def modes_differ(members: nn.ModuleList) -> bool:
+    """Whether a layer of the members computes something else in evaluation mode."""
     return any(module.training and isinstance(module, _NormBase | _DropoutNd) for module in members.modules())

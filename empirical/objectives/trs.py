@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from empirical.objectives import fast
 from empirical.objectives.base import Loss, Parameters, Step
 from empirical.objectives.gradients import (
     CleanHalf,
@@ -70,19 +71,24 @@ class TRS(Parameters):
 
     def __call__(self, members: nn.ModuleList, x: Tensor, y: Tensor, step: Step) -> Loss:
         """Mean cross-entropy + ramp * (lambda_a * similarity + lambda_b * smoothness)."""
-        clean = clean_half(members, x, y, step)
+        clean = (fast.clean_half if step.fast else clean_half)(members, x, y, step)
         regulariser, terms = self.regulariser(members, clean, y, step)
         return Loss(clean.cross_entropy + step.ramp * regulariser, terms, clean.logits)
 
     def regulariser(
-        self, members: nn.ModuleList, clean: CleanHalf, y: Tensor, step: Step
+        self, members: nn.ModuleList, clean: CleanHalf | fast.StackedClean, y: Tensor, step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L_TRS of section 5.1, mean over pairs and samples, with the terms for the record."""
-        similar = similarity(clean.gradients)
-        groups = self.groups(len(members))
+        groups, delta = self.groups(len(members)), self.delta(step)
         with evaluation_mode(members):
-            support = find_support(members, groups, clean, y, step, self.delta(step))
-            norms = norm_sum(members, groups, support, y, step)
+            if isinstance(clean, fast.StackedClean):
+                similar, norms = fast.similarity_and_norms(
+                    members, groups, clean, y, step, delta, SEARCH_STEPS
+                )
+            else:
+                similar = similarity(clean.gradients)
+                support = find_support(members, groups, clean, y, step, delta)
+                norms = norm_sum(members, groups, support, y, step)
         # Over the pairs inside a group, the mean of the sum of two norms is twice the mean norm.
         smoothness = 2 * norms / (len(groups[0]) * len(groups) * len(y))
         terms = {

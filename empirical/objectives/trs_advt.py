@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from empirical.objectives import fast
 from empirical.objectives.advt import adversarial_cross_entropy
 from empirical.objectives.base import Loss, Step
 from empirical.objectives.gradients import clean_half, evaluation_mode
@@ -36,7 +37,7 @@ class TRSAdvT(TRS):
     def __call__(self, members: nn.ModuleList, x: Tensor, y: Tensor, step: Step) -> Loss:
         """Mean adversarial cross-entropy + ramp * (lambda_a * similarity + lambda_b * smoothness)."""
         with evaluation_mode(members):  # the adversarial points alone move running statistics
-            clean = clean_half(members, x, y, step)
+            clean = (fast.clean_half if step.fast else clean_half)(members, x, y, step)
         regulariser, terms = self.regulariser(members, clean, y, step)
         adversarial = adversarial_cross_entropy(members, x, y, step, self.delta_adv, self.steps)
         terms["adversarial_cross_entropy"] = adversarial.detach()
