@@ -46,7 +46,7 @@ def published_loss(
     members: Sequence[nn.Module], x: Tensor, y: Tensor, radius: float, weights: tuple[float, float],
     search: Search = CODE,
 ) -> Tensor:  # fmt: skip
-    """Sum of cross-entropies + weights[0] * mean |cos| + weights[1] * size of the mean loss' gradients, squared.
+    """Sum of cross-entropies + weights[0] * mean |cos| + weights[1] * size of the loss gradients, squared.
 
     The published code is written for three members; the means over pairs here are its own for three.
 

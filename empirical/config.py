@@ -38,6 +38,7 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "ramp": ("a number in [0, 1]", lambda v: _is_number(v, lambda x: 0 <= x <= 1)),
     "seed": ("a whole number >= 0", lambda v: _is_whole(v, 0)),
     "device": ("auto, cpu or cuda", lambda v: v in ("auto", "cpu", "cuda")),
+    "fast": ("true or false", lambda v: isinstance(v, bool)),
     "mixed_precision": ("true or false", lambda v: isinstance(v, bool)),
     "checkpoint_every": ("a whole number >= 1", lambda v: _is_whole(v, 1)),
 }
@@ -72,6 +73,7 @@ class TrainingConfig:
         ramp: The regularisers' weights rise from 0 to their values over this share of the steps.
         seed: Seed of initial weights, data order and augmentation.
         device: `auto` (a GPU if there is one), `cpu` or `cuda`.
+        fast: Compute the same losses, up to rounding, with less work where the method knows how.
         mixed_precision: Run the members' forward passes in bfloat16. Weights, losses and norms stay float32.
         checkpoint_every: Save every so many epochs, and after the last one.
 
@@ -97,6 +99,7 @@ class TrainingConfig:
     ramp: float = 0.0
     seed: int = 0
     device: str = "auto"
+    fast: bool = True
     mixed_precision: bool = False
     checkpoint_every: int = 1
 

@@ -310,6 +310,7 @@ class _Run:
             ramp=min(1.0, done / ramp_steps) if ramp_steps else 1.0,
             pixel_range=self.data.pixel_range,
             mixed_precision=self.config.mixed_precision,
+            fast=self.config.fast,
             epoch_draw=draw,
             generator=self.generators["objective"],
             sample_weights=sample_weights,

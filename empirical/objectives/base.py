@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -42,7 +43,7 @@ class Step:
     sample_weights: Tensor | None = None
     fast: bool = True
 
-    def logits(self, member: nn.Module, x: Tensor) -> Tensor:
+    def logits(self, member: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Logits (n, K) of a member, in the precision of `x`.
 
         Mixed precision ends here: only the member's own layers run in bfloat16. Losses, margins, norms,

@@ -20,15 +20,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 from empirical.models import Normalize, ResidualSum, is_activation
 from empirical.objectives.base import Step
-from empirical.objectives.gradients import TINY, length, modes_differ
+from empirical.objectives.gradients import TINY, evaluation_mode, length, modes_differ
 from empirical.objectives.search import Box, ascend
 from estimators.batching import frozen
 
@@ -74,7 +75,8 @@ def clean_half(members: nn.ModuleList, x: Tensor, y: Tensor, step: Step) -> Stac
     trained = None
     if modes_differ(members):  # first, for it moves the running statistics
         trained = torch.stack([step.logits(member, x[0].detach()) for member in members])
-    logits = step.logits(together(members), x)
+    with evaluation_mode(members):
+        logits = step.logits(together(members), x)
     trained = logits if trained is None else trained
     cross_entropy = functional.cross_entropy(trained.flatten(0, 1), y.repeat(len(members)))
     return StackedClean(x, cross_entropy, trained.detach(), _margin_gradients(logits, x, y))
@@ -234,7 +236,7 @@ def _flat_std(chain: Sequence[Any]) -> Tensor:
 
 def _dense_chains(members: nn.ModuleList) -> list[list[Any]]:
     """The members' layers, if they are dense chains of one layout, else nothing."""
-    chains = [list(member) if isinstance(member, nn.Sequential) else [] for member in members]
+    chains = [list(member) if _is_chain(member) else [] for member in members]
     alike = all(chains) and all(map(_is_dense, chains)) and len(set(map(_layout, chains))) == 1
     return chains if alike else []
 
@@ -278,7 +280,7 @@ def folded(module: nn.Module) -> Network:
     if type(module) is ResidualSum:
         body, shortcut = folded(module.body), folded(module.shortcut)
         return lambda x: body(x) + shortcut(x)
-    if not isinstance(module, nn.Sequential):
+    if not _is_chain(module):
         return module
     layers: list[Network] = []
     rest = list(module)
@@ -290,6 +292,10 @@ def folded(module: nn.Module) -> Network:
         else:
             layers.append(folded(layer))
     return _in_a_row(layers)
+
+
+def _is_chain(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def _in_a_row(layers: Sequence[Network]) -> Network:
@@ -351,7 +357,7 @@ class _MirroredConvolution(torch.autograd.Function):
             kernel = weight.flip(2, 3).transpose(0, 1)
             by_x = _MirroredConvolution.apply(gradient, kernel, None, mirrored, padding)
         if ctx.needs_input_grad[1]:
-            by_weight = nn.grad.conv2d_weight(x, weight.shape, gradient, 1, padding)
+            by_weight = conv2d_weight(x, weight.shape, gradient, 1, padding)
         if ctx.needs_input_grad[2]:
             by_bias = gradient.sum((0, 2, 3))
         return by_x, by_weight, by_bias, None, None

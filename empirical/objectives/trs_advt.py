@@ -36,9 +36,11 @@ class TRSAdvT(TRS):
 
     def __call__(self, members: nn.ModuleList, x: Tensor, y: Tensor, step: Step) -> Loss:
         """Mean adversarial cross-entropy + ramp * (lambda_a * similarity + lambda_b * smoothness)."""
-        with evaluation_mode(members):  # the adversarial points alone move running statistics
+        # First, for it alone moves the running statistics: the graph of an evaluation-mode pass holds these
+        # by reference, and would be differentiated with other ones than it was computed with.
+        adversarial = adversarial_cross_entropy(members, x, y, step, self.delta_adv, self.steps)
+        with evaluation_mode(members):
             clean = (fast.clean_half if step.fast else clean_half)(members, x, y, step)
         regulariser, terms = self.regulariser(members, clean, y, step)
-        adversarial = adversarial_cross_entropy(members, x, y, step, self.delta_adv, self.steps)
         terms["adversarial_cross_entropy"] = adversarial.detach()
         return Loss(adversarial + step.ramp * regulariser, terms, clean.logits)
