@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from empirical.accuracy import evaluate
 from empirical.config import TrainingConfig
 from empirical.data import Dataset, load_dataset
 from empirical.ensemble import Ensemble, load_checkpoint
 from empirical.models import ModelConfig
 from empirical.objectives import TRS
-from empirical.training import evaluate, train
+from empirical.training import train
 from estimators.certified.network import Affine, Network, Pointwise, read_network
 from estimators.certified.whole_space import cross_entropy_bounds, whole_space_bounds
 from estimators.losses import cross_entropy

@@ -282,6 +282,7 @@ def _refuse_with_checkpoints(options: argparse.Namespace) -> None:
 
 def _train_ensemble(options: argparse.Namespace) -> int:
     from empirical.data import load_dataset
+    from empirical.distributed import launched_rank
     from empirical.plugins import load_plugins
     from empirical.presets import named_preset
     from empirical.training import state_path, train
@@ -299,10 +300,13 @@ def _train_ensemble(options: argparse.Namespace) -> int:
         config = replace(config, dataset=options.data)
     run = f"{config.dataset}-{config.objective.name}-seed{options.seed}"
     output = options.output or Path("runs") / f"{run}.safetensors"
-    if not options.resume and state_path(output).exists():
+    first = launched_rank() == 0  # of the processes that torchrun started
+    if first and not options.resume and state_path(output).exists():
         raise ValueError(f"found an earlier run at {output}: give --resume to go on, or another --output")
     data = load_dataset(config.dataset, data_root=options.data_root, download=options.download)
     train(config, data=data, output=output, resume=options.resume, progress=sys.stderr.isatty())
+    if not first:
+        return 0
     metadata = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["metadata"]
     accuracy = metadata["metrics"]["test_accuracy"]
     if options.json:

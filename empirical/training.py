@@ -5,7 +5,7 @@ Beside the checkpoint `name.safetensors` lies the run's state `name.resume.safet
 schedule, generators and history in one file, so that it is replaced as a whole. A run that was stopped, at
 whatever moment, and resumed goes through the same steps as one that was not. On the CPU it ends in
 bit-identical weights (with the same number of threads); on a GPU as far as the kernels that torch chooses are
-deterministic.
+deterministic. Started by torchrun, several processes share every batch (see `empirical.distributed`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from tqdm import tqdm
 
+from empirical.accuracy import count_correct, evaluate, share_correct
 from empirical.config import TrainingConfig
-from empirical.data import Dataset, Split, load_dataset, validate
+from empirical.data import Dataset, load_dataset, validate
+from empirical.distributed import WorkerLost, Workers, joined
 from empirical.ensemble import Ensemble, Vote, load_tensors, save_checkpoint, save_tensors
 from empirical.models import build_model
-from empirical.objectives import Step
-from estimators.batching import batched_logits
+from empirical.objectives import OBJECTIVES, Step
 
 _STATE_SCHEMA = "transferbounds-training-state/2"
 
@@ -43,49 +44,6 @@ class TrainingError(ValueError):
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C during training; the message says what was kept and how to resume."""
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Share of correctly classified samples.
-
-    Attributes:
-        ensemble: Of the ensemble's vote.
-        members: Of each member.
-    """
-
-    ensemble: float
-    members: tuple[float, ...]
-
-    @property
-    def weakest(self) -> float:
-        """Of the weakest member: an ensemble can look well while its members have collapsed."""
-        return min(self.members)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready mapping, with the weakest member."""
-        return {"ensemble": self.ensemble, "members": list(self.members), "weakest": self.weakest}
-
-
-def evaluate(ensemble: Ensemble, split: Split, *, batch_size: int = 1024) -> Accuracy:
-    """Accuracy of an ensemble and of each member, in evaluation mode; the modes are restored.
-
-    Raises:
-        ValueError: If a logit is NaN or infinite.
-    """
-    logits = torch.stack([batched_logits(member, split.x, batch_size) for member in ensemble.members])
-    return _accuracy(_count_correct(logits, split.y, ensemble.vote), len(split))
-
-
-def _count_correct(logits: Tensor, y: Tensor, vote: Vote) -> Tensor:
-    """Correct predictions (1 + N,) of the ensemble and of each member, from logits (N, n, K)."""
-    votes = vote.log_probabilities(logits)
-    return (torch.cat([votes[None], logits]).argmax(-1) == y).sum(1)
-
-
-def _accuracy(correct: Tensor, samples: int) -> Accuracy:
-    ensemble, *members = (correct / samples).tolist()
-    return Accuracy(ensemble, tuple(members))
 
 
 def state_path(output: str | Path) -> Path:
@@ -138,13 +96,41 @@ def train(
         raise TrainingError(f"expected the configured data set {config.dataset!r}, got {data.name!r}")
     config.objective.check_fits(config.members, data.classes)
     output = _check_output(output, resume)
-    run = _Run(config, data.to(device), device)
-    if output and resume:
-        run.load(output)
-    elif output:
-        run.save_state(output)
+    with joined(device) as workers:
+        _check_shares(config, data, workers)
+        run = _Run(config, data.to(device), device, workers)
+        if output and resume:
+            run.load(output)
+        elif output and workers.rank == 0:
+            run.save_state(output)
+        return _finished(run, output, progress, on_epoch or (lambda record: None))
+
+
+def _check_shares(config: TrainingConfig, data: Dataset, workers: Workers) -> None:
+    """Refuse what several processes cannot train to the same weights as one."""
+    if workers.size == 1:
+        return
+    if not config.objective.sample_mean:
+        known = ", ".join(name for name, method in OBJECTIVES.items() if method.sample_mean)
+        raise TrainingError(
+            f"expected a method whose loss is a mean over samples, without random draws ({known}), "
+            f"for {workers.size} processes, got {config.objective.name}"
+        )
+    last = len(data.train) % config.batch_size or config.batch_size
+    if min(last, config.batch_size) < workers.size:
+        raise TrainingError(
+            f"expected a sample of every batch for each of {workers.size} processes, got a batch of {last}"
+        )
+
+
+def _finished(
+    run: _Run, output: Path | None, progress: bool, on_epoch: Callable[[dict[str, Any]], None]
+) -> Ensemble:
     try:
-        run.finish(output, progress, on_epoch or (lambda record: None))
+        run.finish(output, progress and run.workers.rank == 0, on_epoch)
+    except WorkerLost as error:
+        kept = f"; the state after epoch {run.saved} is kept in {state_path(output)}" if output else ""
+        raise TrainingError(f"{error}{kept}") from error
     except KeyboardInterrupt:
         if output is None:
             raise
@@ -206,8 +192,9 @@ def _make_schedule(config: TrainingConfig, optimizer: torch.optim.Optimizer, per
 class _Run:
     """A run of training between two epochs: all that its future depends on."""
 
-    def __init__(self, config: TrainingConfig, data: Dataset, device: torch.device) -> None:
+    def __init__(self, config: TrainingConfig, data: Dataset, device: torch.device, workers: Workers) -> None:
         self.config = config
+        self.workers = workers
         self.data = data
         self.ensemble = _initial_ensemble(config, data).to(device)
         self.stages = config.objective.stages(config.members)
@@ -270,34 +257,53 @@ class _Run:
         correct = torch.zeros((), dtype=torch.int64, device=self.data.train.x.device)
         draw = torch.rand((), generator=self.generators["objective"]).item()
         weights = list(self.ensemble.parameters())
-        for number, (x, y, sample_weights) in enumerate(self._batches()):
+        for number, (x, y, sample_weights, samples) in enumerate(self._batches()):
             step = self._step(number, draw, sample_weights)
             loss = self.config.objective(self.ensemble.members, x, y, step)
-            terms = self._finite_terms({**loss.terms, "loss": loss.total.detach()}, number)
             self.optimizer.zero_grad()
             loss.total.backward(inputs=weights)  # and not by the inputs of the networks
+            terms = {**loss.terms, "loss": loss.total.detach()}
+            values = torch.stack(list(terms.values()))
+            self._exchange(values, len(y) / samples)
+            # One transfer from the device for all terms.
+            for name, value in zip(terms, values.tolist(), strict=True):
+                self._check_term(name, value, number)
+                sums[name] = sums.get(name, 0.0) + value * samples
             self.optimizer.step()
             self.schedule.step()
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value * len(y)
-            correct = correct + _count_correct(loss.logits, y, Vote())
+            correct = correct + count_correct(loss.logits, y, Vote())
             bar.update()
+        self.workers.add([correct])
         self._check_weights()
         samples = len(self.data.train)
         return {
             "epoch": self.epoch + 1,
             **({"stage": self.stage + 1} if self.stages > 1 else {}),
             **{name: value / samples for name, value in sums.items()},
-            "train_accuracy": _accuracy(correct, samples).to_json(),
+            "train_accuracy": share_correct(correct, samples).to_json(),
             "learning_rate": rate,
         }
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def _exchange(self, terms: Tensor, share: float) -> None:
+        """Gradients, terms and running statistics of the batch, from the means over the workers' shares."""
+        if self.workers.size == 1:
+            return
+        gradients = [weight.grad for weight in self.ensemble.parameters() if weight.grad is not None]
+        running = [each for name, each in self.ensemble.named_buffers() if ".running_" in name]
+        shared = [*gradients, terms, *running]
+        for tensor in shared:
+            tensor.mul_(share)
+        self.workers.add(shared)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None, int]]:
+        """This worker's samples of each batch, their weights, and the size of the whole batch."""
         split = self.data.train
         order = torch.randperm(len(split), generator=self.generators["order"]).to(split.x.device)
         for rows in order.split(self.config.batch_size):
             x = self.data.augment(split.x[rows], self.generators["augmentation"])
-            yield x, split.y[rows], None if self.sample_weights is None else self.sample_weights[rows]
+            mine = self.workers.share(len(rows))
+            sample_weights = None if self.sample_weights is None else self.sample_weights[rows[mine]]
+            yield x[mine], split.y[rows[mine]], sample_weights, len(rows)
 
     def _step(self, number: int, draw: float, sample_weights: Tensor | None) -> Step:
         ramp_steps = self.config.ramp * self.config.epochs * self.steps_per_epoch
@@ -316,16 +322,12 @@ class _Run:
             sample_weights=sample_weights,
         )
 
-    def _finite_terms(self, terms: dict[str, Tensor], number: int) -> dict[str, float]:
-        # One transfer from the device for all terms.
-        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"expected a finite loss, got {name} = {value} "
-                    f"in epoch {self.epoch + 1}, step {number + 1} of {self.steps_per_epoch}"
-                )
-        return values
+    def _check_term(self, name: str, value: float, number: int) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"expected a finite loss, got {name} = {value} "
+                f"in epoch {self.epoch + 1}, step {number + 1} of {self.steps_per_epoch}"
+            )
 
     def _check_weights(self) -> None:
         for name, tensor in self.ensemble.state_dict().items():
@@ -335,7 +337,10 @@ class _Run:
                 )
 
     def save(self, output: Path) -> None:
-        """Write the checkpoint, then the state from which to go on."""
+        """Write the checkpoint, then the state from which to go on; the first of several workers does."""
+        if self.workers.rank > 0:
+            self.saved = self.epoch
+            return
         metadata = {
             "dataset": self.data.name,
             "training": self.config.to_json(),

@@ -80,6 +80,7 @@ class Objective(Protocol):
     """
 
     name: ClassVar[str]
+    sample_mean: ClassVar[bool]
 
     def __call__(self, members: nn.ModuleList, x: Tensor, y: Tensor, step: Step) -> Loss:
         """Loss of the members (in training mode) on inputs (n, *shape) with labels (n,)."""
@@ -110,9 +111,16 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Parameters:
-    """Base of the methods: what most have in common, and their parameters' JSON form and checks."""
+    """Base of the methods: what most have in common, and their parameters' JSON form and checks.
+
+    Attributes:
+        name: In configurations and checkpoints.
+        sample_mean: The loss is a mean over the batch's samples and draws nothing at random, so that several
+            processes that share a batch have the same loss as one.
+    """
 
     name: ClassVar[str]
+    sample_mean: ClassVar[bool] = False
 
     def check_fits(self, members: int, classes: int) -> None:
         """Most methods train any number of members on any number of classes."""

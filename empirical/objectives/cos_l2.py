@@ -25,6 +25,7 @@ class CosL2(Parameters):
     """
 
     name: ClassVar[str] = "cos-l2"
+    sample_mean: ClassVar[bool] = True
     lambda_a: float = 0.5
     lambda_b: float = 0.1
 

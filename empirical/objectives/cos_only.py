@@ -24,6 +24,7 @@ class CosOnly(Parameters):
     """
 
     name: ClassVar[str] = "cos-only"
+    sample_mean: ClassVar[bool] = True
     lambda_a: float = 0.5
 
     def __post_init__(self) -> None:

@@ -52,6 +52,7 @@ class TRS(Parameters):
     """
 
     name: ClassVar[str] = "trs"
+    sample_mean: ClassVar[bool] = True
     lambda_a: float = 0.5
     lambda_b: float = 0.1
     delta_initial: float = 0.05

@@ -17,6 +17,7 @@ class Vanilla(Parameters):
     """Ensemble cross-entropy: L_ECE of TRS, section 5.2."""
 
     name: ClassVar[str] = "vanilla"
+    sample_mean: ClassVar[bool] = True
 
     def __call__(self, members: nn.ModuleList, x: Tensor, y: Tensor, step: Step) -> Loss:
         """Mean over members and samples of the cross-entropy."""

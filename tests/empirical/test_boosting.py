@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from empirical.accuracy import evaluate
 from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split
 from empirical.ensemble import CheckpointError, Ensemble, Vote, load_checkpoint, save_checkpoint
 from empirical.models import ModelConfig, build_model
 from empirical.objectives import AdaBoost, GradientBoost, Step
 from empirical.objectives.adaboost import vote_of
-from empirical.training import evaluate, train
+from empirical.training import train
 
 CONFIG = TrainingConfig(
     dataset="tiny", model=ModelConfig("mlp", "tanh", (6,)), epochs=5, batch_size=16, lr=2e-2, device="cpu"

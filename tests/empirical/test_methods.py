@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from empirical import objectives
+from empirical.accuracy import evaluate
 from empirical.attacks import Attack
 from empirical.config import TrainingConfig
 from empirical.data import load_dataset
@@ -43,7 +44,7 @@ from empirical.objectives.dverge import feature_distance, features
 from empirical.objectives.gal import alignment
 from empirical.objectives.gradients import LossGradients, clean_half
 from empirical.robustness import robust_accuracy
-from empirical.training import evaluate, train
+from empirical.training import train
 from estimators import cross_entropy, input_gradients
 
 CONFIG = TrainingConfig(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from empirical.accuracy import Accuracy, evaluate
 from empirical.augmentation import Augmentation
 from empirical.config import TrainingConfig
 from empirical.data import DataError, Dataset, Split, load_dataset
@@ -15,7 +16,7 @@ from empirical.models import ModelConfig
 from empirical.objectives import TRS, CosOnly, Vanilla
 from empirical.objectives.base import Loss, Parameters
 from empirical.presets import preset
-from empirical.training import Accuracy, TrainingError, evaluate, state_path, train
+from empirical.training import TrainingError, state_path, train
 from estimators import cross_entropy, input_gradients
 
 
