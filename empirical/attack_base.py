@@ -138,7 +138,7 @@ class AttackMethod(Protocol):
 
 
 def evaluate(
-    model: nn.Module, point: Tensor, goal: Goal, loss: str, *, with_gradient: bool = True
+    model: Callable[[Tensor], Tensor], point: Tensor, goal: Goal, loss: str, *, with_gradient: bool = True
 ) -> tuple[Iterates, Tensor]:
     """The iterates at `point` and the gradient of the attack loss there (empty unless asked for)."""
     with torch.set_grad_enabled(with_gradient):
@@ -157,7 +157,7 @@ def better(kept: Iterates, found: Iterates) -> Iterates:
     Where rounding makes the loss flat (tiny gradients), the later iterate went farther along its gradient.
     """
     wins = (found.fooled & ~kept.fooled) | ((found.fooled == kept.fooled) & (found.loss >= kept.loss))
-    return found.where(wins, kept)
+    return found if bool(wins.all()) else found.where(wins, kept)  # mostly all win: no copy then
 
 
 def not_fallen(before: Tensor, after: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ to install. All return the clean image or the start where they fail, which measu
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from empirical.attack_base import Goal, Iterates, better, evaluate, not_fallen
 from empirical.perturbation import Ball, direction_of_ascent, spread
+from empirical.rewriting import Network
 from estimators.batching import check_finite
 
 # Parameters of the publication: weight of the new step beside the momentum, and the share of steps between
@@ -22,7 +23,7 @@ _RISING_SHARE = 0.75
 
 
 def adaptive_steps(
-    model: nn.Module, ball: Ball, start: Tensor, goal: Goal, loss: str, steps: int, first_step: float
+    model: Network, ball: Ball, start: Tensor, goal: Goal, loss: str, steps: int, first_step: float
 ) -> tuple[Iterates, Iterates, int, int]:
     """One run on one batch: (kept iterates, last ones, count of zero gradients, of runs with monotone loss).
 

@@ -51,6 +51,7 @@ from empirical.perturbation import (
     spread,
     uniform_in_unit_ball,
 )
+from empirical.rewriting import Network, folded
 from estimators.batching import check_finite
 
 METHODS = ("fgsm", "bim", "pgd", "mim", "apgd")
@@ -155,6 +156,7 @@ class Attack:
     ) -> Perturbed:
         """Run all restarts on checked samples x; `run_attack` is the way in for users."""
         generator = torch.Generator(x.device).manual_seed(self.seed)
+        network = folded(model)
         kept: Iterates | None = None
         zero_gradients = monotone = 0
         for _ in range(self.restarts):
@@ -168,7 +170,7 @@ class Attack:
             for first in range(0, len(x), batch_size):
                 rows = slice(first, first + batch_size)
                 ball = Ball(x[rows], self.norm, self.eps, pixel_range)
-                iterates, zeros, rising = _ascend(model, ball, start[rows], goal.rows(rows), self)
+                iterates, zeros, rising = _ascend(network, ball, start[rows], goal.rows(rows), self)
                 batches.append(iterates)
                 zero_gradients += zeros
                 monotone += rising
@@ -181,7 +183,7 @@ class Attack:
 
 
 def _ascend(
-    model: nn.Module, ball: Ball, start: Tensor, goal: Goal, attack: Attack
+    model: Network, ball: Ball, start: Tensor, goal: Goal, attack: Attack
 ) -> tuple[Iterates, int, int]:
     """One restart on one batch: kept iterates, count of zero gradients, count of runs with monotone loss."""
     if attack.method == "apgd":
@@ -191,7 +193,7 @@ def _ascend(
 
 
 def _fixed_steps(
-    model: nn.Module, ball: Ball, start: Tensor, goal: Goal, attack: Attack
+    model: Network, ball: Ball, start: Tensor, goal: Goal, attack: Attack
 ) -> tuple[Iterates, int, int]:
     """As `_ascend`, with steps of one length."""
     steps, step_size = attack.schedule
@@ -202,7 +204,7 @@ def _fixed_steps(
     zeros = torch.zeros_like(here.fooled, dtype=torch.long)
     monotone = torch.ones_like(here.fooled)
     for step in range(steps):
-        zeros += gradient.flatten(1).eq(0).all(1)
+        zeros += ~gradient.flatten(1).any(1)
         if attack.method == "mim":
             velocity = MOMENTUM * velocity + normalised(gradient, 1)
             gradient = velocity

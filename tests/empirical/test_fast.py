@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from empirical import rewriting
 from empirical.config import TrainingConfig
 from empirical.models import ModelConfig, build_model
-from empirical.objectives import TRS, Step, TRSAdvT, fast
+from empirical.objectives import TRS, Step, TRSAdvT
 from empirical.training import train
 
 STEP = Step(epoch=2, epochs=4, ramp=0.7)
@@ -83,14 +84,14 @@ def test_members_of_different_layouts_are_not_stacked():
     )
     x = torch.rand(3, 5, 9, dtype=torch.float64)
     expected = torch.stack([member(part) for member, part in zip(members, x, strict=True)])
-    torch.testing.assert_close(fast.together(members)(x), expected)
+    torch.testing.assert_close(rewriting.together(members)(x), expected)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2])
 def test_mirrored_convolution_has_the_derivatives_of_a_convolution(padding):
     torch.manual_seed(0)
     layer = nn.Conv2d(1, 2, 3, padding=padding).double()
-    network = fast.folded(nn.Sequential(layer))
+    network = rewriting.folded(nn.Sequential(layer))
     x = torch.rand(2, 1, 4, 5, dtype=torch.float64, requires_grad=True)
     assert "MirroredConvolution" in type(network(x).grad_fn).__name__
 
@@ -99,7 +100,7 @@ def test_mirrored_convolution_has_the_derivatives_of_a_convolution(padding):
 
     def mirrored(x, weight, bias):
         pads = (layer.padding, (2 - padding, 2 - padding))
-        return fast._MirroredConvolution.apply(x, weight, bias, *pads)
+        return rewriting._MirroredConvolution.apply(x, weight, bias, *pads)
 
     inputs = (x, layer.weight, layer.bias)
     torch.testing.assert_close(mirrored(*inputs), function(*inputs))
@@ -123,7 +124,16 @@ def test_any_convolution_folds(layer, affine):
     with torch.no_grad():
         chain(3 + 2 * torch.randn(8, layer.in_channels, 7, 7))  # running statistics that say something
     x = torch.rand(2, layer.in_channels, 7, 7)
-    torch.testing.assert_close(fast.folded(chain.eval())(x), chain(x))
+    torch.testing.assert_close(rewriting.folded(chain.eval())(x), chain(x))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_weights_that_hooks_or_parametrizations_make_are_respected(norm):
+    torch.manual_seed(0)
+    member = nn.Sequential(norm(nn.Conv2d(1, 2, 3)), nn.Flatten(), norm(nn.Linear(18, 3))).eval()
+    x = torch.rand(2, 1, 5, 5)
+    torch.testing.assert_close(rewriting.folded(member)(x), member(x))
+    torch.testing.assert_close(rewriting.together([member, member])(torch.stack([x, x]))[1], member(x))
 
 
 def test_the_switch_reaches_training_and_changes_rounding_only():

@@ -1,0 +1,223 @@
+"""The same evaluation-mode functions of networks, computed with less work.
+
+- **All members in one tensor.** Dense members become one batched product a layer; others are looped over, and
+  only what follows their logits is shared.
+- **Folded networks.** In evaluation mode batch normalisation is an affine map, and is folded into the
+  convolution before it: neither a pass of its own nor a backward through it is left.
+- **Mirrored kernels.** The gradient of a convolution by an input of few channels, which oneDNN computes
+  slowly, is a convolution itself.
+
+Values and derivatives, by inputs and weights, are those of the modules up to rounding. A function made here
+holds the weights as they were when it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.grad import conv2d_weight
+
+from empirical.models import Normalize, ResidualSum, is_activation
+
+Network = Callable[[Tensor], Tensor]
+
+# With so few input channels a mirrored kernel is faster.
+_FEW_CHANNELS = 2
+
+
+def together(members: nn.ModuleList) -> Network:
+    """The members' evaluation-mode functions as one, (N, n, *shape) to (N, n, K), by their weights too."""
+    if chains := _dense_chains(members):
+        return _in_a_row([_dense(layers) for layers in zip(*chains, strict=True)])
+    networks = [folded(member) for member in members]
+    return lambda x: torch.stack([network(part) for network, part in zip(networks, x, strict=True)])
+
+
+@dataclass(frozen=True)
+class Split:
+    """The members' functions as `rest` after an affine `first`, with matrix A, or the identity.
+
+    Gradients by the input are A^T times those by the hidden layer: where that is the narrower one, a search
+    can stay there most of the time.
+
+    Attributes:
+        first: (N, n, *shape) to hidden layers (N, n, *), without a graph.
+        rest: Hidden layers to logits (N, n, K).
+        gram: Multiplies flat vectors (N, n, h) by A A^T.
+        adjoint: Multiplies hidden gradients by A^T, to (N, n, *shape).
+    """
+
+    first: Network
+    rest: Network
+    gram: Network
+    adjoint: Network
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    """The identity."""
+    return x
+
+
+def split_members(members: nn.ModuleList) -> Split:
+    """`together`, cut after the first dense layer where that one narrows."""
+    chains = _dense_chains(members)
+    head = [type(layer) for layer in chains[0][:3]] if chains else []
+    if head != [Normalize, nn.Flatten, nn.Linear] or 2 * chains[0][2].out_features > chains[0][2].in_features:
+        return Split(Tensor.detach, together(members), as_it_is, as_it_is)
+    layers = [_dense(each) for each in zip(*chains, strict=True)]
+    matrix = torch.stack([(chain[2].weight / _flat_std(chain)).detach() for chain in chains])
+    gram = matrix @ matrix.mT
+
+    def first(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return _in_a_row(layers[:3])(x)
+
+    return Split(first, _in_a_row(layers[3:]), lambda v: v @ gram, lambda v: v @ matrix)
+
+
+def _flat_std(chain: Sequence[Any]) -> Tensor:
+    """(d,) standard deviations by which a chain's first layer divides the flat input of its third."""
+    std = chain[0].std.flatten()
+    return std.repeat_interleave(chain[2].in_features // len(std))
+
+
+def _dense_chains(members: nn.ModuleList) -> list[list[Any]]:
+    """The members' layers, if they are dense chains of one layout, else nothing."""
+    chains = [list(member) if _is_chain(member) else [] for member in members]
+    alike = all(chains) and all(map(_is_dense, chains)) and len(set(map(_layout, chains))) == 1
+    return chains if alike else []
+
+
+def _is_dense(chain: Sequence[nn.Module]) -> bool:
+    return all(
+        _is_bare(layer) and (type(layer) in (Normalize, nn.Flatten, nn.Linear) or is_activation(layer))
+        for layer in chain
+    )
+
+
+def _layout(chain: Sequence[nn.Module]) -> str:
+    """What two chains must share to be computed as one: kinds, sizes and settings of their layers."""
+    weights = [tuple(tensor.shape) for layer in chain for tensor in (*layer.parameters(), *layer.buffers())]
+    return f"{[repr(layer) for layer in chain]} {weights}"
+
+
+def _dense(layers: Sequence[Any]) -> Network:
+    """One layer of all members, on (N, n, ...)."""
+    layer = layers[0]
+    if isinstance(layer, nn.Linear):
+        weight = torch.stack([each.weight for each in layers]).mT
+        if layer.bias is None:
+            return lambda x: torch.bmm(x, weight)
+        bias = torch.stack([each.bias for each in layers])[:, None]
+        return lambda x: torch.baddbmm(bias, x, weight)
+    if isinstance(layer, Normalize):
+        mean = torch.stack([each.mean for each in layers])[:, None]
+        std = torch.stack([each.std for each in layers])[:, None]
+        return lambda x: (x - mean) / std
+    if isinstance(layer, nn.Flatten):
+        return lambda x: x.flatten(2)
+    activation: Network = layer
+    return activation
+
+
+def folded(module: nn.Module) -> Network:
+    """The evaluation-mode function of a module, differentiable in its weights.
+
+    Chains (`nn.Sequential`) and residual sums are rewritten; a module of any other kind is returned as it is.
+    """
+    if type(module) is ResidualSum and _is_bare(module):
+        body, shortcut = folded(module.body), folded(module.shortcut)
+        return lambda x: body(x) + shortcut(x)
+    if not _is_chain(module):
+        return module
+    layers: list[Network] = []
+    rest = list(module)
+    while rest:
+        layer = rest.pop(0)
+        if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and _is_bare(layer):
+            follows = bool(rest) and type(rest[0]) is nn.BatchNorm2d and _is_bare(rest[0])
+            norm = rest.pop(0) if follows else None
+            layers.append(_convolution(layer, norm))
+        else:
+            layers.append(folded(layer))
+    return _in_a_row(layers)
+
+
+def _is_chain(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return plain and _is_bare(module)
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether a call of the module is its forward pass and no more: hooks can change weights and outputs."""
+    return not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def _in_a_row(layers: Sequence[Network]) -> Network:
+    def network(x: Tensor) -> Tensor:
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    return network
+
+
+def _convolution(layer: Any, norm: Any) -> Network:
+    """A convolution, with the batch normalisation after it folded in."""
+    weight, bias = layer.weight, layer.bias
+    if norm is not None:
+        scale = (norm.running_var + norm.eps).rsqrt()
+        shift = -norm.running_mean * scale if bias is None else (bias - norm.running_mean) * scale
+        if norm.affine:
+            scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+        weight, bias = weight * scale[:, None, None, None], shift
+    mirrored = _mirrored_padding(layer)
+
+    def network(x: Tensor) -> Tensor:
+        if mirrored is not None and not torch.is_autocast_enabled(x.device.type):
+            return _MirroredConvolution.apply(x, weight, bias, layer.padding, mirrored)
+        return functional.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    return network
+
+
+def _mirrored_padding(layer: nn.Conv2d) -> tuple[int, ...] | None:
+    """Padding of the mirrored convolution, or None where there is none or it does not pay."""
+    plain = layer.stride == layer.dilation == (1, 1) and layer.groups == 1
+    pays = layer.in_channels <= _FEW_CHANNELS and layer.weight.device.type == "cpu"
+    if not (plain and pays) or isinstance(layer.padding, str):
+        return None
+    padding = tuple(size - 1 - pad for size, pad in zip(layer.kernel_size, layer.padding, strict=True))
+    return padding if min(padding) >= 0 else None
+
+
+class _MirroredConvolution(torch.autograd.Function):
+    """A convolution of stride 1 whose gradient by its input is the convolution with the mirrored kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Any, mirrored: Any
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.paddings = (padding, mirrored)
+        return functional.conv2d(x, weight, bias, 1, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, weight = ctx.saved_tensors
+        padding, mirrored = ctx.paddings
+        by_x = by_weight = by_bias = None
+        if ctx.needs_input_grad[0]:
+            kernel = weight.flip(2, 3).transpose(0, 1)
+            by_x = _MirroredConvolution.apply(gradient, kernel, None, mirrored, padding)
+        if ctx.needs_input_grad[1]:
+            by_weight = conv2d_weight(x, weight.shape, gradient, 1, padding)
+        if ctx.needs_input_grad[2]:
+            by_bias = gradient.sum((0, 2, 3))
+        return by_x, by_weight, by_bias, None, None
