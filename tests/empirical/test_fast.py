@@ -9,7 +9,7 @@ from torch import nn
 
 from empirical import rewriting
 from empirical.config import TrainingConfig
-from empirical.models import ModelConfig, build_model
+from empirical.models import ModelConfig, ResidualSum, build_model
 from empirical.objectives import TRS, Step, TRSAdvT
 from empirical.training import train
 
@@ -19,7 +19,7 @@ MODELS = {
     "wide first layer": (ModelConfig("mlp", "tanh", (30,)), (1, 4, 4)),
     "linear": (ModelConfig("linear"), (16,)),
     "mirrored kernel": (ModelConfig("lenet", "softplus(5)"), (2, 4, 4)),
-    "folded normalisation": (ModelConfig("resnet8", "silu"), (1, 4, 4)),
+    "folded normalisation": (None, (1, 4, 4)),
 }
 
 
@@ -34,11 +34,25 @@ class Wrapped(nn.Module):
         return self.inside(x)
 
 
+def small_residual(classes):
+    """What a residual network consists of, in few and narrow layers."""
+    body = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.SiLU())
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(3), nn.SiLU(),
+        ResidualSum(body, nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))), nn.SiLU(),
+        nn.Flatten(), nn.Linear(12, classes),
+    )  # fmt: skip
+
+
 def members_for(name, classes=4):
     config, shape = MODELS[name]
     torch.manual_seed(0)
     mean, std = [0.1 + 0.2 * c for c in range(shape[0])], [0.5 + 0.1 * c for c in range(shape[0])]
-    members = [build_model(config, shape=shape, classes=classes, mean=mean, std=std) for _ in range(3)]
+    members = [
+        build_model(config, shape=shape, classes=classes, mean=mean, std=std) if config
+        else small_residual(classes)
+        for _ in range(3)
+    ]  # fmt: skip
     for layer in (layer for member in members for layer in member.modules()):
         if isinstance(layer, nn.BatchNorm2d):
             for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
