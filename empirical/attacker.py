@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from empirical.attack_base import PixelRange
-from empirical.attacks import Attack, AttackResult, run_attack
+from empirical.attacks import AttackMethod, AttackResult, run_attack
 from empirical.data import Split
 from empirical.joint_attack import JointAttack, joint_attack
 
 # Some members, and how many of them are fooled at once.
 Subset = tuple[tuple[int, ...], int]
+AnyAttack = TypeVar("AnyAttack", AttackMethod, JointAttack)
 
 
 def subsets(members: int) -> tuple[Subset, ...]:
@@ -56,6 +58,11 @@ class Attacked:
                 yield name, [(f, g), (g, f)], x_adv
 
 
+def in_ball(attack: AnyAttack, norm: str, eps: float) -> AnyAttack:
+    """The same attack in another ball; it has to be a dataclass with the fields norm and eps."""
+    return replace(attack, norm=norm, eps=eps)  # type: ignore[type-var]
+
+
 class Attacker:
     """Attacks in growing balls of one norm and mode; what worked in one is where the next begins."""
 
@@ -63,14 +70,14 @@ class Attacker:
         self,
         members: Sequence[nn.Module],
         data: Split,
-        attacks: Mapping[str, Attack | JointAttack],
+        attacks: Mapping[str, AttackMethod | JointAttack],
         norm: str,
         target: int | None,
         pixel_range: PixelRange,
     ) -> None:
         self.members, self.data, self.norm = members, data, norm
         self.target, self.pixel_range = target, pixel_range
-        self.single = {name: each for name, each in attacks.items() if isinstance(each, Attack)}
+        self.single = {name: each for name, each in attacks.items() if not isinstance(each, JointAttack)}
         self.joint = {name: each for name, each in attacks.items() if isinstance(each, JointAttack)}
         self.smaller: Mapping[str, Mapping[Subset, Tensor]] = {}
 
@@ -80,7 +87,7 @@ class Attacker:
         on_members = {
             name: [
                 run_attack(
-                    member, x, y, replace(settings, norm=self.norm, eps=eps), target=self.target,
+                    member, x, y, in_ball(settings, self.norm, eps), target=self.target,
                     pixel_range=self.pixel_range,
                 )
                 for member in self.members
@@ -88,7 +95,7 @@ class Attacker:
             for name, settings in self.single.items()
         }  # fmt: skip
         on_subsets = {
-            name: self._jointly(name, replace(settings, norm=self.norm, eps=eps), on_members)
+            name: self._jointly(name, in_ball(settings, self.norm, eps), on_members)
             for name, settings in self.joint.items()
         }
         self.smaller = on_subsets

@@ -89,8 +89,8 @@ def bound_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=list(ATTACKS),
         metavar="ATTACK",
-        help="transfer attacks: pgd, apgd and mim on each member, joint on several at once (default: "
-        f"{' '.join(ATTACKS)})",
+        help="transfer attacks: pgd, apgd and mim on each member, joint on several at once, or one that a "
+        f"--plugin registers (default: {' '.join(ATTACKS)})",
     )
     parser.add_argument(
         "--target-label",

@@ -28,7 +28,7 @@ from types import MappingProxyType
 
 import estimators
 from empirical.attacker import Attacker
-from empirical.attacks import Attack
+from empirical.attacks import Attack, AttackMethod
 from empirical.benign import accuracy, benign_summary, readable_network
 from empirical.data import Split
 from empirical.ensemble import Ensemble
@@ -64,7 +64,7 @@ def compare(
     eps: Sequence[float],
     linf_eps: Sequence[float] = (),
     target_label: int = 0,
-    attacks: Mapping[str, Attack | JointAttack] = STANDARD_ATTACKS,
+    attacks: Mapping[str, AttackMethod | JointAttack] = STANDARD_ATTACKS,
     robust_eps: Sequence[float] = (0.1, 0.15),
     robust_attack: Attack = ROBUSTNESS_ATTACK,
     support: estimators.Support = "finite",
@@ -81,8 +81,8 @@ def compare(
         eps: l2 radii of the transfer attacks, all positive.
         linf_eps: linf radii of the transfer attacks, all positive.
         target_label: Label y_t of the targeted statements, one for all samples, as in the paper.
-        attacks: The transfer attacks by name, at least one of them on single members; norm and radius are
-            replaced.
+        attacks: The transfer attacks by name, at least one of them on single members: dataclasses with the
+            fields norm and eps, which are replaced.
         robust_eps: Radii at which the ensemble as a whole is attacked.
         robust_attack: That attack; its radius is replaced by each of `robust_eps`.
         support: "finite": the distribution is uniform on `data`; "population": `data` is an i.i.d. sample.
@@ -106,7 +106,7 @@ def compare(
     joint: list[JointRow] = []
     matrices: list[TransferMatrix] = []
     certify: dict[tuple[str, str], Certify] = {}
-    first = next(name for name, each in attacks.items() if isinstance(each, Attack))
+    first = next(name for name, each in attacks.items() if not isinstance(each, JointAttack))
     for target in (None, target_label):
         of_pairs = PairRows(name, members, networks, data, points, target, about)
         of_subsets = JointRows(name, members, networks, data, target, about)
@@ -157,12 +157,12 @@ def _check_arguments(
     eps: Sequence[float],
     linf_eps: Sequence[float],
     target_label: int,
-    attacks: Mapping[str, Attack | JointAttack],
+    attacks: Mapping[str, AttackMethod | JointAttack],
 ) -> None:
     if len(ensemble.members) < 2:
         raise ValueError(f"expected an ensemble of at least two members, got {len(ensemble.members)}")
     check_radii([*eps, *linf_eps])
-    if not any(isinstance(attack, Attack) for attack in attacks.values()):
+    if all(isinstance(attack, JointAttack) for attack in attacks.values()):
         raise ValueError(
             f"expected at least one attack on single members, got {', '.join(attacks) or 'none'}"
         )

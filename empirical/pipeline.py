@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from empirical.attacks import Attack
+from empirical.attacks import ATTACKS, AttackMethod, attack_from_json
 from empirical.compare import ROBUSTNESS_ATTACK, TRANSFER_ATTACKS, compare
 from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split
@@ -206,21 +206,31 @@ def _known_results(
     return {(result.name, result.provenance["digest"]): result for result in earlier.ensembles}
 
 
-def transfer_attacks(names: Iterable[str], seed: int) -> dict[str, Attack | JointAttack]:
-    """The transfer attacks of these names, with a seed.
+def transfer_attacks(names: Iterable[str], seed: int) -> dict[str, AttackMethod | JointAttack]:
+    """The transfer attacks of these names, with a seed: ours, or registered ones with their default settings.
 
     Raises:
-        ValueError: If a name is unknown, or there is none.
+        ValueError: If a name is unknown or of an attack without a ball, or there is none.
     """
     names = tuple(names)
-    if set(names) - TRANSFER_ATTACKS.keys():
-        raise ValueError(f"expected attacks among {', '.join(TRANSFER_ATTACKS)}, got {', '.join(names)}")
+    chosen = {name: _transfer_attack(name, seed) for name in names}
     if not set(names) - {"joint"}:
         raise ValueError(f"expected an attack on single members, got {', '.join(names) or 'none'}")
-    chosen: dict[str, Attack | JointAttack] = {}
-    for name in names:
-        chosen[name] = replace(TRANSFER_ATTACKS[name], seed=seed)
     return chosen
+
+
+def _transfer_attack(name: str, seed: int) -> AttackMethod | JointAttack:
+    if name in TRANSFER_ATTACKS:
+        return replace(TRANSFER_ATTACKS[name], seed=seed)
+    if name not in ATTACKS:
+        raise ValueError(f"expected attacks among {', '.join({**TRANSFER_ATTACKS, **ATTACKS})}, got {name!r}")
+    attack: Any = attack_from_json({"method": name})
+    missing = sorted({"norm", "eps", "seed"} - {each.name for each in fields(attack)})
+    if missing:
+        raise ValueError(
+            f"expected an attack with fields norm, eps and seed, got {name!r} without {', '.join(missing)}"
+        )
+    return replace(attack, seed=seed)
 
 
 def describe_attacks(names: Iterable[str], seed: int) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,8 @@ import re
 import shlex
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -138,21 +140,29 @@ def test_the_reference_has_every_command_and_option():
             assert f"`{option}" in page
 
 
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """An empty working folder; what is registered or imported from there is forgotten afterwards."""
+@contextmanager
+def forgetting(folder: Path) -> Iterator[None]:
+    """What is registered or imported from a folder meanwhile is unknown afterwards, as in another process."""
     registries = (objectives._METHODS, attacks._READERS, data._LOADERS)
     before = [dict(registry) for registry in registries]
-    modules = set(sys.modules)
+    try:
+        yield
+    finally:
+        for registry, kept in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(kept)
+        for name, module in list(sys.modules.items()):
+            if str(folder) in str(getattr(module, "__file__", "")):
+                del sys.modules[name]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty working folder from which modules can be imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    for registry, kept in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(kept)
-    for module in set(sys.modules) - modules:
-        if str(tmp_path) in str(getattr(sys.modules[module], "__file__", "")):
-            del sys.modules[module]
+    with forgetting(tmp_path):
+        yield tmp_path
 
 
 def known() -> dict[str, object]:
@@ -178,7 +188,8 @@ def run_page(path: Path, folder: Path) -> int:
             exec(compile(numbers, str(path), "exec"), vars(module))
         elif language == "sh" and path.name in RUNNABLE:
             for program, *arguments in commands(f"```sh\n{code}```"):
-                assert RUN[program](arguments) == 0, f"{program} {shlex.join(arguments)}"
+                with forgetting(folder):
+                    assert RUN[program](arguments) == 0, f"{program} {shlex.join(arguments)}"
         else:
             continue
         steps += 1

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from empirical import cli, data, objectives
+from empirical import attacks, cli, data, objectives
 from empirical.data import DataError, Dataset, Split, load_dataset, register_dataset
 from empirical.objectives import Parameters, Vanilla, register
+from empirical.pipeline import transfer_attacks
 from empirical.plugins import PluginError, load_plugins
 from empirical.presets import named_preset, preset
 
@@ -29,7 +30,7 @@ class Own(Vanilla):
 @pytest.fixture(autouse=True)
 def forgotten():
     """What a test registers is unknown to the next."""
-    registries = (objectives._METHODS, data._LOADERS)
+    registries = (objectives._METHODS, data._LOADERS, attacks._READERS)
     before = [dict(registry) for registry in registries]
     yield
     for registry, kept in zip(registries, before, strict=True):
@@ -119,3 +120,28 @@ def test_a_method_without_a_default_is_refused():
         register(Bare)
     assert "bare" not in objectives.OBJECTIVES
     assert objectives.OBJECTIVES["vanilla"] is Vanilla
+
+
+@dataclass(frozen=True)
+class Idle:
+    """An attack that does nothing, with what a comparison sets."""
+
+    norm: str = "l2"
+    eps: float = 0.1
+    seed: int = 0
+    patience: int = 3
+
+    @classmethod
+    def from_json(cls, fields):
+        return cls(**{name: value for name, value in fields.items() if name != "method"})
+
+
+def test_a_registered_attack_can_stand_in_a_comparison():
+    with pytest.raises(ValueError, match=r"expected attacks among .*, got 'idle'"):
+        transfer_attacks(["pgd", "idle"], 0)
+    attacks.register_attack("idle", Idle.from_json)
+    assert transfer_attacks(["joint", "idle"], 7)["idle"] == Idle(seed=7)
+    with pytest.raises(ValueError, match="an attack with fields norm, eps and seed, got 'cw' without"):
+        transfer_attacks(["cw"], 0)
+    with pytest.raises(ValueError, match="expected an attack on single members, got joint"):
+        transfer_attacks(["joint"], 0)
