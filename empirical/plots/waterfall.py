@@ -98,7 +98,7 @@ def _panel(axes: Axes, rows: list[Row], statement: str, *, labels: bool) -> None
     axes.tick_params(axis="y", length=0)
     applicable = [row for row in rows if row.bound["value"] is not None]
     if len(applicable) < len(rows) or not rows:
-        left = f"{len(applicable)} of {len(rows)} pairs" if applicable else "every pair"
+        left = f"{len(applicable)} of {len(rows)} cases" if applicable else "every pair"
         note(
             axes, "inapplicable:\na hypothesis fails for\n" + (left if not applicable else f"all but {left}")
         )
