@@ -104,4 +104,4 @@ def _ensemble(name, members, kinks, rows, joint):
     }
     robustness = ({"attack": {"eps": 0.1}, "estimate": rate},)
     return EnsembleResult(name, members, rate, (rate,) * members, kinks, robustness, benign, (), rows, joint,
-                          frontiers(rows, joint, members), {"digest": "0"})  # fmt: skip
+                          frontiers(rows, joint, members, {}), {"digest": "0"})  # fmt: skip
