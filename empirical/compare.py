@@ -65,6 +65,7 @@ def compare(
     linf_eps: Sequence[float] = (),
     target_label: int = 0,
     attacks: Mapping[str, AttackMethod | JointAttack] = STANDARD_ATTACKS,
+    certificates: bool = True,
     robust_eps: Sequence[float] = (0.1, 0.15),
     robust_attack: Attack = ROBUSTNESS_ATTACK,
     support: estimators.Support = "finite",
@@ -83,6 +84,7 @@ def compare(
         target_label: Label y_t of the targeted statements, one for all samples, as in the paper.
         attacks: The transfer attacks by name, at least one of them on single members: dataclasses with the
             fields norm and eps, which are replaced.
+        certificates: Whether to certify in every ball what no attack can do (R1, R2, R7).
         robust_eps: Radii at which the ensemble as a whole is attacked.
         robust_attack: That attack; its radius is replaced by each of `robust_eps`.
         support: "finite": the distribution is uniform on `data`; "population": `data` is an i.i.d. sample.
@@ -109,7 +111,8 @@ def compare(
     first = next(name for name, each in attacks.items() if not isinstance(each, JointAttack))
     for target in (None, target_label):
         of_pairs = PairRows(name, members, networks, data, points, target, about)
-        of_subsets = JointRows(name, members, networks, data, target, about)
+        readable = networks if certificates else [None] * len(members)
+        of_subsets = JointRows(name, members, readable, data, target, about)
         for norm, radii in (("l2", eps), ("linf", linf_eps)):
             if of_subsets.certifiable and radii:
                 certify[of_subsets.mode, norm] = partial(of_subsets.rates, norm)

@@ -102,7 +102,7 @@ class JointRows:
             slack, verdict, reason = judge_joint(bracket, able, rates, contradicted, found)
         else:
             slack, verdict = bracket.value - found.value, "inapplicable"
-            reason = "a member has a layer without a certificate"
+            reason = "not certified: not asked for, or a member has a layer without a certificate"
         nothing = np.zeros_like(ball.eligible)
         proved = torch.from_numpy(ball.fooled.guaranteed & ball.eligible)
         return JointRow(

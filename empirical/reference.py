@@ -13,6 +13,7 @@ from empirical import cli, redraw
 from empirical.files import write_text
 from empirical.reproduce import cli as reproduce
 from empirical.smoothness import cli as smoothness
+from empirical.study import cli as study
 
 _INTRODUCTION = """# The commands
 
@@ -32,6 +33,7 @@ def parsers() -> tuple[argparse.ArgumentParser, ...]:
         check.command_parser(),
         redraw.command_parser(),
         reproduce.command_parser(),
+        study.command_parser(),
     )
 
 

@@ -28,6 +28,12 @@ class Table:
                  for line in (self.header, tuple("-" * width for width in widths), *self.rows)]  # fmt: skip
         return "\n".join([self.title, *lines])
 
+    def to_markdown(self) -> str:
+        """A table in Markdown with its title above."""
+        rows = [self.header, tuple("---" for _ in self.header), *self.rows]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        return "\n".join([f"{self.title}:", "", *lines])
+
 
 def ensemble_table(comparison: Comparison) -> Table:
     """Accuracy, robustness and mean transfer, one line per ensemble."""

@@ -19,6 +19,7 @@ from empirical import attacks, cli, data, objectives, reference
 from empirical.redraw import draw_figures
 from empirical.reproduce.cli import reproduce
 from empirical.smoothness.cli import estimate_smoothness
+from empirical.study.cli import study_ensembles
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -30,6 +31,7 @@ RUN = {
     "check-statements": check_statements,
     "draw-figures": draw_figures,
     "reproduce": reproduce,
+    "study-ensembles": study_ensembles,
 }
 PARSERS = {parser.prog: parser for parser in reference.parsers()}
 #: Pages whose commands are run, not only parsed.

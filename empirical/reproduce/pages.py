@@ -49,13 +49,13 @@ def page(outcome: Outcome, drawn: bool) -> str:
         parts.append(f"![{item.title}, scale {outcome.scale}]({item.name}.png)")
     parts += [*_numbers(outcome), _READING]
     if outcome.verdicts:
-        parts += ["## What the paper claims", _markdown(claim_table(outcome))]
+        parts += ["## What the paper claims", claim_table(outcome).to_markdown()]
         parts.append(
             "A claim holds if the intervals of all its differences lie above what it asks for, fails if one "
             "lies below, and is undecided otherwise. Answers are about what was measured here. Differences "
             "are shares, not per cent."
         )
-    parts += ["## The ensembles", _markdown(_accuracies(outcome))]
+    parts += ["## The ensembles", _accuracies(outcome).to_markdown()]
     if outcome.warnings:
         parts += [
             "## Attacks to look at twice",
@@ -69,7 +69,7 @@ def page(outcome: Outcome, drawn: bool) -> str:
 
 def _numbers(outcome: Outcome) -> list[str]:
     """The item's tables, and what its contrasts say in words."""
-    parts = [_markdown(table) for table in number_tables(outcome)]
+    parts = [table.to_markdown() for table in number_tables(outcome)]
     if found := list(contrasts(outcome.entries)):
         parts += [
             "Shares are in per cent, their differences in points. Nothing is corrected for the number of "
@@ -171,12 +171,6 @@ def _printed_name(name: str) -> str:
     return name.replace("-", " ").capitalize()
 
 
-def _markdown(table: Table) -> str:
-    rows = [table.header, tuple("---" for _ in table.header), *table.rows]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([f"{table.title}:", "", *lines])
-
-
 def _index(folder: Path) -> str:
     """The index of all pages in the folder, in the paper's order, with the answers to the claims."""
     pages, claims, versions = [], [], set()
@@ -193,11 +187,16 @@ def _index(folder: Path) -> str:
         versions |= {", ".join(f"{name} {value}" for name, value in each.items())
                      for each in found["environments"]}  # fmt: skip
     header = ("page", "shows what the paper shows as", "measured on", "scale", "seeds", "CPU s", "state")
+    of_pages = Table("Pages (CPU time of a page's cells, some shared with others)", header, tuple(pages))
+    of_claims = Table(
+        "The paper's claims, and the answer of what was measured here",
+        ("answer", "claim of the paper", "measured on", "page"),
+        tuple(claims),
+    )
     parts = [
         "# The paper's tables and figures, measured anew",
-        _markdown(Table("Pages (CPU time of a page's cells, some shared with others)", header, tuple(pages))),
+        of_pages.to_markdown(),
         f"Measured with {'; '.join(sorted(versions))}. Recipes stand on each page.",
-        _markdown(Table("The paper's claims, and the answer of what was measured here",
-                        ("answer", "claim of the paper", "measured on", "page"), tuple(claims))),
-    ]  # fmt: skip
+        of_claims.to_markdown(),
+    ]
     return "\n\n".join(parts) + "\n"

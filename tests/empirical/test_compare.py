@@ -186,6 +186,20 @@ def test_a_missing_curvature_is_found_out(flat_world, monkeypatch):
     assert "points that are certified" in planted.joint[0].reason
 
 
+def test_certificates_can_be_left_out(result, flat_world):
+    """Of the certificates nothing is left; all that was measured is the same."""
+    ensemble, data = flat_world
+    found = compare(
+        ensemble, data, name="flat", eps=EPS[:1], target_label=1, attacks=ATTACKS, certificates=False,
+        pixel_range=None,
+    )  # fmt: skip
+    assert {row.verdict for row in found.joint} == {"inapplicable"}
+    assert {row.must_transfer.value for row in found.joint} == {0.0}
+    rates = {(row.models, row.together, row.mode): row.found for row in found.joint}
+    with_certificates = [row for row in result.joint if (row.norm, row.eps) == ("l2", EPS[0])]
+    assert rates == {(row.models, row.together, row.mode): row.found for row in with_certificates}
+
+
 def test_without_a_certificate_the_segment_rows_are_heuristic():
     torch.manual_seed(0)
     members = [
