@@ -101,11 +101,11 @@ def must_transfer_curved(
             f"got {matrices.shape} and {step.shape}"
         )
     best, direction = np.full(n, np.inf), step.copy()
+    size = np.abs(margins) + np.linalg.norm(gradients, axis=2) * radius
+    size = size + np.linalg.norm(matrices, axis=(2, 3)) * radius**2
     for turn in range(_DESCENT_STEPS + 1):
         pushed = (matrices @ step[:, None, :, None])[..., 0]
         heights = margins + ((gradients + pushed / 2) * step[:, None]).sum(2)
-        size = np.abs(margins) + np.linalg.norm(gradients, axis=2) * radius
-        size = size + np.linalg.norm(matrices, axis=(2, 3)) * radius**2
         worst = (heights + _MACHINE * (dimension + 8) * size).max(axis=1)
         direction[worst < best] = step[worst < best]
         best = np.minimum(best, worst)

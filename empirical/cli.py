@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from empirical.config import TrainingConfig
 
-METHODS = ("vanilla", "cos-only", "cos-l2", "trs")
+METHODS = ("vanilla", "cos-l2", "trs", "certified")
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-LINF_RADII = (0.05,)
 ATTACKS = ("pgd", "joint")
 
 
@@ -80,9 +79,9 @@ def bound_parser() -> argparse.ArgumentParser:
         "--linf-eps",
         nargs="+",
         type=float,
-        default=list(LINF_RADII),
+        default=[],
         metavar="RADIUS",
-        help="linf radii of the transfer attacks (default: %(default)s)",
+        help="linf radii of the transfer attacks (default: none)",
     )
     parser.add_argument(
         "--attacks",

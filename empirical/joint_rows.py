@@ -55,12 +55,14 @@ class JointRows:
         certified = self.certify(norm, eps)
         return [self._row(norm, eps, subset, attacks, certified) for subset in subsets(len(self.members))]
 
-    def certify(self, norm: str, eps: float) -> dict[Subset, BallTransfer]:
+    def certify(self, norm: str, eps: float, *, inner: bool = True) -> dict[Subset, BallTransfer]:
         """What is certain of every member alone and of every subset: nothing where a layer has no bounds."""
         groups: list[Subset] = [((index,), 1) for index in range(len(self.members))]
         groups += subsets(len(self.members))
         if self.certifiable:
-            found = certify_groups(self.networks, self.x, self.y, eps, groups, target=self.target, norm=norm)  # type: ignore[arg-type]
+            found = certify_groups(
+                self.networks, self.x, self.y, eps, groups, target=self.target, norm=norm, inner=inner  # type: ignore[arg-type]
+            )  # fmt: skip
             return dict(zip(groups, found, strict=True))
         never = np.zeros(len(self.y), dtype=bool)
         nothing = MustTransfer(never, np.zeros((len(never), 0)))
@@ -71,7 +73,7 @@ class JointRows:
         support, confidence = self.about.support, self.about.confidence
         return {
             subset: ball.rate(support=support, confidence=confidence).upper
-            for subset, ball in self.certify(norm, eps).items()
+            for subset, ball in self.certify(norm, eps, inner=False).items()
         }
 
     def _row(

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -112,6 +113,7 @@ def certify_groups(
     *,
     target: Tensor | int | None = None,
     norm: Norm = "l2",
+    inner: bool = True,
     batch_size: int = DEFAULT_BATCH,
 ) -> list[BallTransfer]:
     """What `certify_transfer` says for several groups of models, from one pass over each model.
@@ -124,6 +126,7 @@ def certify_groups(
         groups: Pairs of the positions of some models, and how many of them have to be fooled at once.
         target: As for `certify_transfer`.
         norm: As for `certify_transfer`.
+        inner: Whether to look for perturbations that must transfer (R7), which takes most of the time.
         batch_size: As for `certify_transfer`.
 
     Returns:
@@ -137,7 +140,7 @@ def certify_groups(
     networks, y, aim = _checked(models, x, y, radius, groups, target, norm, batch_size)
     at_once = min(batch_size, *(_samples_at_once(network) for network in networks))
     parts = [
-        _certify(networks, *part, radius, groups, norm, targeted=target is not None)
+        _certify(networks, *part, radius, groups, norm, targeted=target is not None, inner=inner)
         for part in zip(x.detach().double().split(at_once), y.split(at_once), aim.split(at_once), strict=True)
     ]
     return [
@@ -177,17 +180,35 @@ def _certify(
     norm: Norm,
     *,
     targeted: bool,
+    inner: bool,
 ) -> list[BallTransfer]:
     members = [_member(network, x, y, aim, radius, norm, targeted=targeted) for network in networks]
     joint = JointCertificates([one.below for one in members], radius, norm, targeted=targeted)
     allowed = (aim != y).cpu().numpy() if targeted else np.ones(len(y), dtype=bool)
+
+    @cache
+    def fooled(subset: tuple[int, ...]) -> MustTransfer:
+        """R7 for all models of a subset, which several groups may share."""
+        chosen = [members[model] for model in subset]
+        open_ = ~joint.certified(subset, len(subset)) & inner
+        return _must_transfer(chosen, open_, radius, norm, targeted=targeted)
+
     results = []
     for group, together in groups:
-        certificate = joint.certified(group, together)
-        fooled = _must_transfer(members, group, together, ~certificate, radius, norm, targeted=targeted)
+        any_of = [fooled(subset) for subset in itertools.combinations(sorted(group), together)]
         right = np.logical_and.reduce([members[model].right for model in group])
-        results.append(BallTransfer(certificate, fooled, right & allowed))
+        results.append(BallTransfer(joint.certified(group, together), _first(any_of), right & allowed))
     return results
+
+
+def _first(found: Sequence[MustTransfer]) -> MustTransfer:
+    """For each sample the first that is guaranteed, or else the first."""
+    which = np.argmax([one.guaranteed for one in found], axis=0)
+    samples = np.arange(len(which))
+    return MustTransfer(
+        np.stack([one.guaranteed for one in found])[which, samples],
+        np.stack([one.direction for one in found])[which, samples],
+    )
 
 
 def _member(
@@ -260,26 +281,19 @@ def _bend(matrices: Tensor, norm: Norm) -> Tensor:
 
 
 def _must_transfer(
-    members: Sequence[_Member],
-    group: Sequence[int],
-    together: int,
-    open_: Bools,
-    radius: float,
-    norm: Norm,
-    *,
-    targeted: bool,
+    members: Sequence[_Member], open_: Bools, radius: float, norm: Norm, *, targeted: bool
 ) -> MustTransfer:
-    """R7 for any `together` of the group, the first subset that is proved; only where `open_`."""
+    """R7 for all these members, the first choice of labels that is proved; only where `open_`."""
     n, _, dimension = members[0].below.slopes.shape
     guaranteed: Bools = np.zeros(n, dtype=bool)
     direction = np.zeros((n, dimension))
-    for subset in itertools.combinations(sorted(group), together):
-        chosen = [members[model] for model in subset]
-        for labels in _promising(chosen, radius, norm, targeted=targeted):
-            samples = np.flatnonzero(open_ & ~guaranteed)
-            found = _must_fool(chosen, samples, labels[samples], radius, norm)
-            direction[samples] = found.direction
-            guaranteed[samples] = found.guaranteed
+    for labels in _promising(members, radius, norm, targeted=targeted):
+        samples = np.flatnonzero(open_ & ~guaranteed)
+        if not len(samples):
+            break
+        found = _must_fool(members, samples, labels[samples], radius, norm)
+        direction[samples] = found.direction
+        guaranteed[samples] = found.guaranteed
     return MustTransfer(guaranteed, direction)
 
 

@@ -53,18 +53,19 @@ def test_a_gap_ends_the_frontier():
     assert found.guaranteed == 0.1
 
 
-def test_certificates_are_bisected_between_the_radii_of_the_grid():
+@pytest.mark.parametrize(("level_at", "refined"), [(0.65, 0.6), (0.5, 0.4)])
+def test_certificates_are_tried_between_the_radii_of_the_grid(level_at, refined):
     asked = []
 
     def certify(eps):
         asked.append(eps)
-        return {((0, 1), 2): eps, ((0,), 1): 1.0}
+        return {((0, 1), 2): eps + R2_LEVEL - level_at, ((0,), 1): 1.0}
 
     (found,) = frontiers([], [joint(eps, eps) for eps in (0.2, 0.4, 0.8)], 2, {("untargeted", "l2"): certify})
     assert (found.statement, found.level) == (R2, R2_LEVEL)
     assert found.guaranteed == 0.4
-    assert found.refined == pytest.approx(0.45)
-    assert asked == pytest.approx([0.6, 0.5, 0.45])
+    assert found.refined == pytest.approx(refined)
+    assert asked == pytest.approx([0.6])
 
 
 def test_what_the_grid_does_not_bracket_is_not_refined():
