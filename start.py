@@ -21,14 +21,6 @@ STAMP = VENV / "set-up-for"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 # Two processes of one thread each; a file's tests share one, so that what they train is trained once.
 TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")
-COMMANDS = {
-    "bound-vs-empirical": ("empirical.cli", "bound_vs_empirical"),
-    "train-ensemble": ("empirical.cli", "train_ensemble"),
-    "estimate-smoothness": ("empirical.smoothness.cli", "estimate_smoothness"),
-    "draw-figures": ("empirical.redraw", "draw_figures"),
-    "reproduce": ("empirical.reproduce.cli", "reproduce"),
-    "check-statements": ("bounds.cli", "check_statements"),
-}
 
 
 def set_up() -> None:
@@ -50,6 +42,14 @@ def set_up() -> None:
         words = " ".join(map(str, error.cmd))
         raise SystemExit(f"set-up failed: {words} exited {error.returncode}{hint}") from None
     STAMP.write_text(wanted)
+
+
+def commands() -> dict[str, str]:
+    """The console commands and what they call, `module:function`, as pyproject.toml names them."""
+    import tomllib  # Python 3.11, which `main` asks for before
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return dict(project["project"]["scripts"])
 
 
 def run(*arguments: str) -> int:
@@ -84,13 +84,14 @@ def main(arguments: list[str]) -> int:
     if command in ("-h", "--help"):
         print(__doc__)
         return 0
-    if command != "test" and command not in COMMANDS:
-        print(f"expected test or one of {', '.join(COMMANDS)}; got {command!r}", file=sys.stderr)
+    known = commands()
+    if command != "test" and command not in known:
+        print(f"expected test or one of {', '.join(known)}; got {command!r}", file=sys.stderr)
         return 2
     set_up()
     if command == "test":
         return test(rest)
-    module, function = COMMANDS[command]
+    module, function = known[command].split(":")
     return run("-c", f"import sys; from {module} import {function} as main; sys.exit(main())", *rest)
 
 
