@@ -189,6 +189,7 @@ _BASES: Mapping[str, _Base] = {
 def _recipes() -> dict[str, TrainingConfig]:
     """Two members of a shape and a training for which a statement says something; see the guide."""
     linear, digits = ModelConfig("linear"), _BASES["digits"].config
+    fashion = _BASES["fashion-mnist"].config
     blobs = TrainingConfig(
         dataset="blobs", model=linear, objective=GradientPenalty(0.1), members=2, epochs=60, lr=0.05,
         weight_decay=1e-3, schedule="onecycle",
@@ -196,6 +197,10 @@ def _recipes() -> dict[str, TrainingConfig]:
     return {
         "digits-deep-certified": replace(
             digits, model=ModelConfig("mlp", "softplus(2)", (64, 64, 64)), objective=_DEEP, epochs=60
+        ),
+        "fashion-mnist-certified": replace(
+            fashion, model=ModelConfig("lenet", "softplus(5)"), objective=replace(_DEEP, radius=0.03),
+            members=2, epochs=5, batch_size=256, lr=5e-3,
         ),
         "digits-0-1-theorem-4": replace(
             digits, dataset="digits-0-1", model=ModelConfig("mlp", "softplus(5)", (32,)), members=2
