@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
+from empirical.attacks.joint import JointAttack, joint_attack
 from empirical.data import Dataset, load_dataset
 from empirical.ensemble import Ensemble
 from empirical.files import parse_json, write_json
-from empirical.joint_attack import JointAttack, joint_attack
 from empirical.presets import PRESETS
 from empirical.training import evaluate, state_path, train
 from estimators.certified import certify_groups, read_network

@@ -200,12 +200,13 @@ def add_plugin_option(parser: argparse.ArgumentParser) -> None:
 def _bound_vs_empirical(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from empirical import pipeline, summary
-    from empirical.compare import check_radii, check_target
+    from empirical.comparison import pipeline
+    from empirical.comparison.compare import check_radii, check_target
+    from empirical.comparison.results import Settings
     from empirical.data import load_dataset
     from empirical.plugins import load_plugins
     from empirical.rates import check_statistics
-    from empirical.results import Settings
+    from empirical.report import summary
 
     load_plugins(options.plugin)
     # Everything that can be wrong is looked at before the first long step.

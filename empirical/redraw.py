@@ -33,9 +33,9 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _draw(options: argparse.Namespace) -> int:
+    from empirical.comparison.results import SCHEMA, load_results
     from empirical.plots import save_figures
-    from empirical.report import write_report
-    from empirical.results import SCHEMA, load_results
+    from empirical.report.page import write_report
     from empirical.smoothness import result as study
     from empirical.smoothness.figure import save_bracket
 

@@ -57,3 +57,16 @@ def test_a_forbidden_import_is_seen(tmp_path, monkeypatch):
 def test_importing_a_package_does_not_import_torch(package):
     code = f"import sys, {package}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_public_functions_of_empirical_are_there():
+    import empirical
+    from empirical.comparison.compare import compare
+    from empirical.training import train
+    from empirical.transfer import measure_transfer
+
+    assert empirical.compare is compare
+    assert empirical.train is train
+    assert empirical.measure_transfer is measure_transfer
+    with pytest.raises(AttributeError, match="no attribute 'compere'"):
+        _ = empirical.compere

@@ -145,7 +145,7 @@ def test_the_reference_has_every_command_and_option():
 @contextmanager
 def forgetting(folder: Path) -> Iterator[None]:
     """What is registered or imported from a folder meanwhile is unknown afterwards, as in another process."""
-    registries = (objectives._METHODS, attacks._READERS, data._LOADERS)
+    registries = (objectives._METHODS, attacks.run._READERS, data._LOADERS)
     before = [dict(registry) for registry in registries]
     try:
         yield

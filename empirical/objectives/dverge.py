@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from empirical.attacks.perturbation import normalised
 from empirical.models import activation_layers
 from empirical.objectives.base import Loss, Parameters, Step
 from empirical.objectives.search import Box, ascend
 from empirical.objectives.vanilla import Vanilla
-from empirical.perturbation import normalised
 from estimators.batching import frozen
 
 _MOMENTUM = 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from empirical.comparison.results import Comparison
 from empirical.plots.matrices import TRANSFER_MATRICES
 from empirical.plots.phase import PHASE_DIAGRAM
 from empirical.plots.robustness import ROBUST_ACCURACY
@@ -13,8 +14,7 @@ from empirical.plots.select import Drawing
 from empirical.plots.style import COLOURS, MARKERS, STYLE, save
 from empirical.plots.sweep import EPS_SWEEP
 from empirical.plots.waterfall import SLACK_WATERFALL
-from empirical.results import Comparison
-from empirical.summary import Table
+from empirical.report.summary import Table
 
 __all__ = ["COLOURS", "FIGURES", "MARKERS", "STYLE", "Drawing", "SavedFigure", "save", "save_figures"]
 

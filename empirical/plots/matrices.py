@@ -10,10 +10,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from empirical.comparison.results import Comparison, EnsembleResult
+from empirical.comparison.rows import Row
 from empirical.plots.select import Drawing, is_upper, joint_pairs, l2_rows, number, sharpest
-from empirical.results import Comparison, EnsembleResult
-from empirical.rows import Row
-from empirical.summary import Table
+from empirical.report.summary import Table
 
 MODE = "untargeted"
 Matrix = NDArray[np.float64]

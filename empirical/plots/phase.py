@@ -17,6 +17,8 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from bounds import STATEMENTS, Sense, Trend
+from empirical.comparison.results import Comparison, EnsembleResult
+from empirical.comparison.rows import Row
 from empirical.plots.select import (
     FAMILIES,
     MODES,
@@ -28,9 +30,7 @@ from empirical.plots.select import (
     telling_radius,
 )
 from empirical.plots.style import note
-from empirical.results import Comparison, EnsembleResult
-from empirical.rows import Row
-from empirical.summary import Table, short_title
+from empirical.report.summary import Table, short_title
 
 LEVELS = (0.0, 0.03, 0.1, 0.3, 1.0)
 AXES = ("S_upper", "beta")

@@ -6,10 +6,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from bounds import Estimate
+from empirical.comparison.results import Comparison, EnsembleResult
 from empirical.plots.select import Drawing
 from empirical.plots.style import COLOURS, interval
-from empirical.results import Comparison, EnsembleResult
-from empirical.summary import Table
+from empirical.report.summary import Table
 
 HATCHES = ("", "///", "...", "xxx", "+++")
 SHADES = ("#D9D9D9", COLOURS[5], COLOURS[0], COLOURS[2], COLOURS[1])

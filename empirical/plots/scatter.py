@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from empirical.comparison.results import Comparison
+from empirical.comparison.rows import JointRow, Row
 from empirical.plots.select import FAMILIES, Drawing, bound, family, is_upper, number, sharpest
 from empirical.plots.style import COLOURS, MARKERS, hatch, interval, note, says_nothing
-from empirical.results import Comparison
-from empirical.rows import JointRow, Row
-from empirical.summary import Table
+from empirical.report.summary import Table
 
 BROKEN = "#F4C7C3"
 FILLS = {"certified": "full", "confident": "left", "heuristic": "none"}

@@ -10,10 +10,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bounds import STATEMENTS, Sense
+from empirical.comparison.results import Comparison, EnsembleResult
+from empirical.comparison.rows import JointRow, Row
 from empirical.plots.style import COLOURS
-from empirical.results import Comparison, EnsembleResult
-from empirical.rows import JointRow, Row
-from empirical.summary import Table
+from empirical.report.summary import Table
 
 MODES = ("untargeted", "targeted")
 

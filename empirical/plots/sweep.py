@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from empirical.comparison.results import Comparison, EnsembleResult
+from empirical.comparison.rows import ON_BOTH_CORRECT, JointRow, Row
 from empirical.plots.select import (
     CERTIFICATE,
     FAMILIES,
@@ -25,9 +27,7 @@ from empirical.plots.select import (
     number,
 )
 from empirical.plots.style import COLOURS, MEASURED, hatch, ink, says_nothing
-from empirical.results import Comparison, EnsembleResult
-from empirical.rows import ON_BOTH_CORRECT, JointRow, Row
-from empirical.summary import Table
+from empirical.report.summary import Table
 
 JOINT = COLOURS[4]
 TOP, BOTTOM = 1.16, -0.07

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bounds import STATEMENTS, Sense
+from empirical.comparison.results import Comparison, EnsembleResult
+from empirical.comparison.rows import Row
 from empirical.plots.select import (
     FAMILIES,
     MODES,
@@ -22,9 +24,7 @@ from empirical.plots.select import (
     telling_radius,
 )
 from empirical.plots.style import MEASURED, QUIET, hatch, note
-from empirical.results import Comparison, EnsembleResult
-from empirical.rows import Row
-from empirical.summary import Table, short_title
+from empirical.report.summary import Table, short_title
 
 END = 1.3
 AVERAGING = "averaging"

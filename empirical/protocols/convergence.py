@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from empirical.gradient_attacks import Attack
+from empirical.attacks.gradient import Attack
 from empirical.protocols.whitebox import WhiteBoxCell
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from bounds.estimate import json_number
-from empirical.attack_base import Goal, evaluate
 from empirical.attacks import predict
-from empirical.perturbation import normalised
+from empirical.attacks.base import Goal, evaluate
+from empirical.attacks.perturbation import normalised
 from estimators.batching import DEFAULT_BATCH, check_inputs, check_labels, frozen
 
 RAYS = ("gradient", "against gradient", "orthogonal", "against orthogonal")

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from empirical.attacks import Attack, AttackMethod
+from empirical.comparison.pipeline import draw_points, load_trained, train_all
 from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split, load_dataset
 from empirical.ensemble import Ensemble
-from empirical.pipeline import draw_points, load_trained, train_all
 from empirical.protocols.blackbox import black_box
 from empirical.protocols.geometry import measure_geometry
 from empirical.protocols.slices import RAYS, boundary_slice

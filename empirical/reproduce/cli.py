@@ -58,7 +58,7 @@ def command_parser() -> argparse.ArgumentParser:
 def _reproduce(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from empirical.pipeline import describe_environment
+    from empirical.comparison.pipeline import describe_environment
     from empirical.reproduce.cells import Bench, with_needs
     from empirical.reproduce.items import choose_items
     from empirical.reproduce.pages import write_pages

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bounds.estimate import Estimate
+from empirical.report.summary import Table
 from empirical.reproduce.entries import Entry, in_words
 from empirical.reproduce.items import Column, Row
-from empirical.summary import Table
 
 LOWER, HIGHER, OPEN = "lower", "higher", "open"
 

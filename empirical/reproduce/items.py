@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from empirical.attack_presets import (
+from empirical.attacks import Attack, AttackMethod
+from empirical.attacks.presets import (
     ATTACK_PRESETS,
     BLACK_BOX_EPS,
     CONVERGENCE_STEPS,
@@ -20,7 +21,6 @@ from empirical.attack_presets import (
     TABLES,
     convergence_attack,
 )
-from empirical.attacks import Attack, AttackMethod
 from empirical.objectives.trs_official import DEVIATIONS
 from empirical.protocols.slices import RAYS
 

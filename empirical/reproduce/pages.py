@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from empirical.attack_presets import BLACK_BOX_MEMBERS
+from empirical.attacks.presets import BLACK_BOX_MEMBERS
 from empirical.config import TrainingConfig
 from empirical.files import parse_json, write_json, write_text
+from empirical.report.summary import Table
 from empirical.reproduce.contrasts import contrasts, findings
 from empirical.reproduce.figures import save_figure
 from empirical.reproduce.items import ITEMS, BlackBox
 from empirical.reproduce.queue import Store
 from empirical.reproduce.scales import SURROGATE_SEED, Setting, differences
 from empirical.reproduce.tables import Outcome, claim_table, number_tables
-from empirical.summary import Table
 
 _READING = """\
 The measured numbers are means over seeds. Their intervals, at 95 %, are approximate: Student's over the seeds

@@ -18,9 +18,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from empirical.comparison.results import ResultsError
 from empirical.files import parse_json, write_json
 from empirical.reproduce.cells import SCHEMA, Bench, Cell, TrainingCell
-from empirical.results import ResultsError
 
 RECHECK_SECONDS = 1.0
 

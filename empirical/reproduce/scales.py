@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
-from empirical.attack_presets import BLACK_BOX_MEMBERS, black_box_attacks
 from empirical.attacks import Attack, AttackMethod, CarliniWagner, ElasticNet
+from empirical.attacks.presets import BLACK_BOX_MEMBERS, black_box_attacks
 from empirical.config import TrainingConfig
 from empirical.models import ModelConfig
 from empirical.presets import preset

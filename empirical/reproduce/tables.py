@@ -10,6 +10,7 @@ from typing import Any
 
 from bounds.estimate import json_number
 from empirical.attacks import Attack, AttackHealth, AttackMethod
+from empirical.report.summary import Table
 from empirical.reproduce.cells import BlackBoxCell, Cell, TransferCell, WhiteBoxCell
 from empirical.reproduce.claims import Verdict, claims_on, judge
 from empirical.reproduce.contrasts import contrast_table, contrasts, value_table
@@ -19,7 +20,6 @@ from empirical.reproduce.plan import Plan
 from empirical.reproduce.printed import printed_numbers
 from empirical.reproduce.queue import Store
 from empirical.reproduce.readings import read
-from empirical.summary import Table
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from empirical.attacks import Attack, AttackMethod
+from empirical.report.summary import Table
 from empirical.reproduce.cells import BlackBoxCell, Cell, TrainingCell, TransferCell, WhiteBoxCell
 from empirical.reproduce.queue import Store
-from empirical.summary import Table
 
 _HEADER = ("kind of cell", "cells", "finished", "epochs left", "gradients left per point")
 

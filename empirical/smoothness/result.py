@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bounds import Estimate
+from empirical.comparison.results import ResultsError
 from empirical.files import write_json
-from empirical.results import ResultsError
 from estimators.smoothness import Sampling
 
 SCHEMA = "transferbounds/smoothness/1"

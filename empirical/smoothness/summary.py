@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from bounds import Estimate
+from empirical.report.summary import Table
 from empirical.smoothness.result import SETS, MemberStudy, SmoothnessStudy
-from empirical.summary import Table
 
 
 def member_table(study: SmoothnessStudy) -> Table:

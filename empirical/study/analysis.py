@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from empirical.pair_rows import UNTARGETED
+from empirical.comparison.pair_rows import UNTARGETED
 from empirical.study.measure import Record
 from empirical.study.observations import PREDICTORS, Ball, Floats, Table, column
 from empirical.study.plan import Plan
@@ -60,7 +60,7 @@ class BoundCorrelation:
 
     Attributes:
         statement: Identifier in `bounds.STATEMENTS`.
-        smoothness: Stand-in for beta, see `empirical.compare`.
+        smoothness: Stand-in for beta, see `empirical.comparison.compare`.
         ball: The attack.
         rows: Ordered pairs looked at.
         applies: How many the statement applies to.

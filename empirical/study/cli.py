@@ -44,7 +44,7 @@ def command_parser() -> argparse.ArgumentParser:
 def _study(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from empirical.pipeline import describe_environment
+    from empirical.comparison.pipeline import describe_environment
     from empirical.reproduce.cells import Bench, TrainingCell, with_needs
     from empirical.reproduce.queue import Store, run_cells
     from empirical.study.measure import StudyCell, merged

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 
 from bounds.estimate import json_number
 from empirical.attacks import Attack
-from empirical.compare import compare
+from empirical.attacks.joint import JointAttack
+from empirical.comparison.compare import compare
+from empirical.comparison.results import SCHEMA, EnsembleResult
+from empirical.comparison.rows import JointRow, Row
 from empirical.data import Split
 from empirical.ensemble import Ensemble
-from empirical.joint_attack import JointAttack
 from empirical.reproduce.cells import Bench, Cell, TrainingCell
-from empirical.results import SCHEMA, EnsembleResult
-from empirical.rows import JointRow, Row
 from empirical.study.plan import Protocol
 from empirical.transfer_matrix import TransferMatrix
 from estimators.points import measure_points

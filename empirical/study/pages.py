@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from empirical.files import write_text
+from empirical.report.summary import Table
 from empirical.study.analysis import other_mechanisms
 from empirical.study.figures import save_figures
 from empirical.study.observations import PAIR, PREDICTORS
 from empirical.study.result import Study, save_study
-from empirical.summary import Table
 
 _METHOD = """\
 Ensembles are the units. The intervals are 95 % percentile intervals of a bootstrap that draws whole

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from empirical.comparison.results import ResultsError
 from empirical.config import TrainingConfig
 from empirical.files import parse_json, write_text
-from empirical.results import ResultsError
 from empirical.study.analysis import (
     bootstrap_of,
     bound_correlations,

@@ -5,10 +5,10 @@ from itertools import permutations
 import pytest
 
 from bounds import STATEMENTS, Estimate, evaluate
-from empirical.frontier import frontiers
-from empirical.judge import judge
-from empirical.results import Comparison, EnsembleResult, Settings
-from empirical.rows import JointRow, Row
+from empirical.comparison.frontier import frontiers
+from empirical.comparison.judge import judge
+from empirical.comparison.results import Comparison, EnsembleResult, Settings
+from empirical.comparison.rows import JointRow, Row
 
 UNTARGETED = ("theorem-2", "theorem-4", "theorem-4-repaired", "refined-r3-untargeted")
 TARGETED = ("theorem-1", "theorem-3", "theorem-3-repaired", "refined-r3", "refined-cantelli")

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from empirical import cli, pipeline
+from empirical import cli
+from empirical.comparison import pipeline
+from empirical.comparison.results import load_results
 from empirical.data import load_dataset
-from empirical.results import load_results
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = [

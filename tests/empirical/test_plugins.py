@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from empirical import attacks, cli, data, objectives
+from empirical.comparison.pipeline import transfer_attacks
 from empirical.data import DataError, Dataset, Split, load_dataset, register_dataset
 from empirical.objectives import Parameters, Vanilla, register
-from empirical.pipeline import transfer_attacks
 from empirical.plugins import PluginError, load_plugins
 from empirical.presets import named_preset, preset
 
@@ -30,7 +30,7 @@ class Own(Vanilla):
 @pytest.fixture(autouse=True)
 def forgotten():
     """What a test registers is unknown to the next."""
-    registries = (objectives._METHODS, data._LOADERS, attacks._READERS)
+    registries = (objectives._METHODS, data._LOADERS, attacks.run._READERS)
     before = [dict(registry) for registry in registries]
     yield
     for registry, kept in zip(registries, before, strict=True):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from empirical.comparison.results import save_results
 from empirical.redraw import draw_figures
-from empirical.results import save_results
 
 
 def test_a_saved_comparison_gives_figures_and_a_report(make_comparison, tmp_path, capsys):

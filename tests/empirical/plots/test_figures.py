@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bounds import STATEMENTS, Estimate
+from empirical.comparison.results import load_results, save_results
 from empirical.plots import FIGURES, save, save_figures
 from empirical.plots.matrices import matrices
 from empirical.plots.phase import frontier, surface, worst
@@ -11,7 +12,6 @@ from empirical.plots.scatter import table as scatter_table
 from empirical.plots.style import plt
 from empirical.plots.sweep import table as sweep_table
 from empirical.plots.waterfall import steps
-from empirical.results import load_results, save_results
 
 NAMES = [
     "eps-sweep", "bound-against-measured", "slack-waterfall", "phase-diagram", "transfer-matrices",

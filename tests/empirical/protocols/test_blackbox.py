@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from empirical.attack_presets import black_box_attacks
 from empirical.attacks import Attack, predict, run_attack
+from empirical.attacks.presets import black_box_attacks
 from empirical.data import Split
 from empirical.ensemble import Ensemble
 from empirical.protocols.blackbox import BlackBox, black_box

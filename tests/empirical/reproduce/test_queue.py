@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 import pytest
 
+from empirical.comparison.results import ResultsError
 from empirical.config import TrainingConfig
 from empirical.models import ModelConfig
 from empirical.reproduce import queue
 from empirical.reproduce.cells import Bench, Cell, TrainingCell, with_needs
 from empirical.reproduce.queue import Store, run_cells
-from empirical.results import ResultsError
 
 
 @dataclass(frozen=True)

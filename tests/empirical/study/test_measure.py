@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from bounds import Estimate, evaluate
-from empirical.judge import judge
+from empirical.comparison.judge import judge
+from empirical.comparison.rows import JointRow, Row
 from empirical.reproduce.cells import TrainingCell
-from empirical.rows import JointRow, Row
 from empirical.study.measure import StudyCell, merged, verdicts
 from empirical.study.plan import PLANS
 

@@ -1,0 +1,1 @@
+"""Predicted against measured: the statements and certificates beside what the attacks did."""

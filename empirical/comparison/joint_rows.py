@@ -1,0 +1,134 @@
+"""R2 and R7 beside every attack: may one perturbation fool several members at once?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bounds import Estimate
+from bounds.must_transfer import MustTransfer
+from bounds.transfer_rate import certified_transfer_rate
+from empirical.attacks import predict
+from empirical.comparison.attacker import Attacked, Subset, subsets
+from empirical.comparison.judge import judge_joint
+from empirical.comparison.pair_rows import TARGETED, UNTARGETED
+from empirical.comparison.rows import JointRow
+from empirical.data import Split
+from estimators.batching import double_copy
+from estimators.certified import BallTransfer, certify_groups
+from estimators.certified.network import Network
+from estimators.distribution import Distribution
+
+# A perturbation of all points: the members that it was built on, and whom it fools, (N, n) bool.
+Built = tuple[tuple[int, ...], Tensor]
+
+
+class JointRows:
+    """One mode of attack on an ensemble; predictions and certificates are those of float64."""
+
+    def __init__(
+        self,
+        name: str,
+        members: Sequence[nn.Module],
+        networks: Sequence[Network | None],
+        data: Split,
+        target: int | None,
+        about: Distribution,
+    ) -> None:
+        self.name, self.about, self.target = name, about, target
+        self.members = [double_copy(member) for member in members]
+        self.networks = [network for network in networks if network is not None]
+        self.certifiable = len(self.networks) == len(members)
+        self.x, self.y = data.x.double(), data.y
+        self.mode = UNTARGETED if target is None else TARGETED
+        right = torch.stack([predict(member, self.x) == data.y for member in self.members])
+        self.right = right if target is None else right & (data.y != target)
+
+    def rows(self, norm: str, eps: float, attacked: Attacked) -> list[JointRow]:
+        """A row for every subset of the members, from all attacks in the ball of that norm and radius."""
+        attacks: dict[str, list[Built]] = {}
+        for attack, models, x_adv in attacked.by_members():
+            attacks.setdefault(attack, []).append((models, self._fooled(x_adv)))
+        certified = self.certify(norm, eps)
+        return [self._row(norm, eps, subset, attacks, certified) for subset in subsets(len(self.members))]
+
+    def certify(self, norm: str, eps: float, *, inner: bool = True) -> dict[Subset, BallTransfer]:
+        """What is certain of every member alone and of every subset: nothing where a layer has no bounds."""
+        groups: list[Subset] = [((index,), 1) for index in range(len(self.members))]
+        groups += subsets(len(self.members))
+        if self.certifiable:
+            found = certify_groups(
+                self.networks, self.x, self.y, eps, groups, target=self.target, norm=norm, inner=inner  # type: ignore[arg-type]
+            )  # fmt: skip
+            return dict(zip(groups, found, strict=True))
+        never = np.zeros(len(self.y), dtype=bool)
+        nothing = MustTransfer(never, np.zeros((len(never), 0)))
+        return {group: BallTransfer(never, nothing, self._eligible(group)) for group in groups}
+
+    def rates(self, norm: str, eps: float) -> dict[Subset, float]:
+        """R2 of every subset, with its confidence for a population."""
+        support, confidence = self.about.support, self.about.confidence
+        return {
+            subset: ball.rate(support=support, confidence=confidence).upper
+            for subset, ball in self.certify(norm, eps, inner=False).items()
+        }
+
+    def _row(
+        self,
+        norm: str,
+        eps: float,
+        subset: Subset,
+        attacks: dict[str, list[Built]],
+        certified: dict[Subset, BallTransfer],
+    ) -> JointRow:
+        models, together = subset
+        eligible = self.right[list(models)].all(0)
+        hits = {}
+        for name, perturbations in attacks.items():
+            counted = [
+                eligible & (fooled[list(models)].sum(0) >= together)
+                for built_on, fooled in perturbations
+                if set(built_on) <= set(models)
+            ]
+            hits[name] = torch.stack(counted).any(0)
+        hit = torch.stack(list(hits.values())).any(0)
+        rates = {name: self.about.rate(each, f"fooled by the {name} attack") for name, each in hits.items()}
+        found = self.about.rate(hit, "fooled by some attack")
+        able = self.about.rate(eligible, "points that can count")
+        ball = certified[subset]
+        bracket, contradicted = self._bracket(ball, hit.cpu().numpy())
+        if self.certifiable:
+            slack, verdict, reason = judge_joint(bracket, able, rates, contradicted, found)
+        else:
+            slack, verdict = bracket.value - found.value, "inapplicable"
+            reason = "not certified: not asked for, or a member has a layer without a certificate"
+        nothing = np.zeros_like(ball.eligible)
+        proved = torch.from_numpy(ball.fooled.guaranteed & ball.eligible)
+        return JointRow(
+            ensemble=self.name, models=models, together=together, mode=self.mode, norm=norm, eps=eps,
+            eligible=able, certified=bracket,
+            must_transfer=self.about.rate(proved, "proved to be fooled (R7)"),
+            found=found, attacks=rates,
+            single=tuple(self._bracket(certified[(index,), 1], nothing)[0] for index in models),
+            slack=slack, verdict=verdict, reason=reason,
+        )  # fmt: skip
+
+    def _bracket(self, ball: BallTransfer, found: np.ndarray) -> tuple[Estimate, int]:
+        """The strongest attack's rate, and how many points are certified although they are fooled."""
+        fooled = (ball.fooled.guaranteed | found) & ball.eligible
+        estimate = certified_transfer_rate(
+            ball.certificate, ball.eligible, fooled=fooled & ~ball.certificate,
+            support=self.about.support, confidence=self.about.confidence,
+        )  # fmt: skip
+        return estimate, int((fooled & ball.certificate).sum())
+
+    def _fooled(self, x_adv: Tensor) -> Tensor:
+        """Which members an attack fools, (N, n) bool."""
+        reached = torch.stack([predict(member, x_adv.double()) for member in self.members])
+        return reached != self.y if self.target is None else reached == self.target
+
+    def _eligible(self, subset: Subset) -> np.ndarray:
+        return self.right[list(subset[0])].all(0).cpu().numpy()

@@ -1,0 +1,154 @@
+"""The statements about a surrogate and a target: evaluated for an attack, and put beside its transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+
+import torch
+from torch import Tensor, nn
+
+import estimators
+from bounds import STATEMENTS, Estimate, evaluate
+from empirical.attacks.perturbation import sample_norms
+from empirical.comparison.judge import judge
+from empirical.comparison.rows import ON_BOTH_CORRECT, Row
+from empirical.data import Split
+from estimators.certified.network import Network
+from estimators.certified.segment import largest_on_segments
+from estimators.distribution import Distribution
+from estimators.points import CleanPoints, LossTable, measure_attack
+from estimators.quantities import Pair
+
+UNTARGETED, TARGETED = "untargeted", "targeted"
+SEGMENT, REMAINDER = "segment", "remainder"
+STATEMENTS_BY_MODE = {
+    UNTARGETED: (
+        "theorem-2", "refined-r6", "refined-r6-pointwise",
+        "theorem-4", "theorem-4-repaired", "refined-r3-untargeted",
+    ),
+    TARGETED: (
+        "theorem-1", "theorem-1-repaired",
+        "theorem-3", "theorem-3-repaired", "refined-r3", "refined-r4", "refined-cantelli",
+    ),
+}  # fmt: skip
+# Enough to close the bracket of shallow networks; more would be spent on deep ones only.
+_SEGMENT_PIECES = 64
+
+
+class PairRows:
+    """One mode of attack: what the clean points give is worked out once, the rest once per attack."""
+
+    def __init__(
+        self,
+        name: str,
+        members: Sequence[nn.Module],
+        networks: Sequence[Network | None],
+        data: Split,
+        points: CleanPoints,
+        target: int | None,
+        about: Distribution,
+    ) -> None:
+        self.name, self.members, self.networks, self.data = name, members, networks, data
+        self.points, self.about = points, about
+        self.targeted = target is not None
+        self.mode = UNTARGETED if target is None else TARGETED
+        # The label whose loss the attack moves: the target's in Theorem 1, the true one in Theorem 2.
+        self.goal = data.y if target is None else torch.full_like(data.y, target)
+        self.pairs = {
+            (f, g): Pair(points, about, self.targeted, f, g) for f, g in permutations(range(len(members)), 2)
+        }
+
+    def rows(
+        self,
+        attack: str,
+        norm: str,
+        eps: float,
+        x_adv: Tensor,
+        pairs: Sequence[tuple[int, int]],
+        stand_ins: Sequence[str] = (SEGMENT, REMAINDER),
+    ) -> list[Row]:
+        """All statements about one attack.
+
+        Args:
+            attack: Name of the attack.
+            norm: Norm of its ball.
+            eps: Radius of its ball, in that norm.
+            x_adv: Attacked inputs (n, *shape).
+            pairs: The surrogates and targets that it is an attack for.
+            stand_ins: What stands for beta.
+        """
+        size = eps if norm == "l2" else largest_l2_size(self.data.x, x_adv)
+        attacked = measure_attack(self.members, self.data.x, x_adv, size)
+        betas = {
+            stand_in: {
+                index: self._smoothness(index, x_adv, attacked.predictions[index], stand_in)
+                for index in sorted({member for pair in pairs for member in pair})
+            }
+            for stand_in in stand_ins
+        }
+        rows = []
+        for stand_in, beta_of in betas.items():
+            for f, g in pairs:
+                beta = Estimate.largest([beta_of[f], beta_of[g]])
+                known = self.pairs[f, g].quantities(attacked, eps=size, beta=beta)
+                rates = {starred: self._transfer(attacked, f, g, starred) for starred in (False, True)}
+                for statement in STATEMENTS_BY_MODE[self.mode]:
+                    if statement not in known:
+                        continue
+                    bound = evaluate(statement, known[statement])
+                    measured = rates[statement in ON_BOTH_CORRECT]
+                    slack, verdict, reason = judge(bound, measured, self._obstacles(known[statement], f, g))
+                    rows.append(
+                        Row(
+                            ensemble=self.name, surrogate=f, target=g, mode=self.mode, norm=norm, eps=eps,
+                            attack=attack, statement=statement, smoothness=stand_in, bound=bound.to_json(),
+                            quantities={key: known[statement][key] for key in STATEMENTS[statement].names},
+                            measured=measured, slack=slack, verdict=verdict, reason=reason,
+                        )
+                    )  # fmt: skip
+        return rows
+
+    def _transfer(self, attacked: LossTable, f: int, g: int, starred: bool) -> Estimate:
+        """Definition 7's rate; starred, without the points whose label is the target."""
+        fooled = (attacked.predictions == self.goal) if self.targeted else (attacked.predictions != self.goal)
+        event = self.points.correct[f] & self.points.correct[g] & fooled[f] & fooled[g]
+        if starred and self.targeted:
+            event = event & (self.data.y != self.goal)
+        return self.about.rate(event, "transfer")
+
+    def _obstacles(self, known: Mapping[str, Estimate], f: int, g: int) -> list[str]:
+        """What stands in the way of Theorems 1 and 2: the gradients that c_F and c_G divide by."""
+        words = []
+        for letter, model in (("F", f), ("G", g)):
+            if f"c_{letter}" not in known:
+                continue
+            norms = self.points.norms[model].gather(1, self.goal.unsqueeze(1))
+            label = "target" if self.targeted else "true"
+            zeros = int((norms == 0).sum())
+            words.append(
+                f"the {label}-label gradient of {letter} vanishes at {zeros} of {len(norms)} points"
+                if zeros
+                else f"the {label}-label gradient of {letter} is as short as {float(norms.min()):.2g}"
+            )
+        return words
+
+    def _smoothness(self, index: int, x_adv: Tensor, reached: Tensor, stand_in: str) -> Estimate:
+        """Stand-in for beta over the attack's segments, at every label that a proof expands the loss at."""
+        member, loss = self.members[index], estimators.cross_entropy
+        # Theorem 4 expands it at the true label and the one into which the attack led, Theorem 3 at y_t.
+        labels = torch.stack([self.data.y, self.goal if self.targeted else reached], 1)
+        if stand_in == REMAINDER:
+            return estimators.remainder(member, loss, self.data.x, x_adv, labels)
+        network = self.networks[index]
+        if network is None:
+            return estimators.smoothness(member, loss, self.data.x, labels, method="segment", x_end=x_adv)
+        return largest_on_segments(
+            network, self.data.x.double(), x_adv.double(), labels, pieces=_SEGMENT_PIECES
+        )
+
+
+def largest_l2_size(x: Tensor, x_adv: Tensor) -> float:
+    """The radius that H2 needs: the largest ||x_adv - x||_2 over all points, rounded up a little."""
+    largest = float(sample_norms(x_adv.double() - x.double(), 2).max())
+    return largest * (1 + 1e-9) or torch.finfo(torch.float64).tiny

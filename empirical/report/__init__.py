@@ -1,0 +1,1 @@
+"""A comparison in words: its verdict, its tables, and the self-contained HTML report."""
