@@ -430,3 +430,4 @@ _LOADERS: dict[str, Loader] = {
     "blobs-tight": _blobs_tight,
 }
 DATASETS: Mapping[str, Loader] = MappingProxyType(_LOADERS)
+SHIPPED = frozenset(_LOADERS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -66,6 +66,21 @@ def attack_from_json(fields: Mapping[str, Any]) -> AttackMethod:
     if method not in ATTACKS:
         raise ValueError(f"expected an attack among {', '.join(ATTACKS)}, got {method!r}")
     return ATTACKS[method](dict(fields))
+
+
+def ball_attack(name: str) -> AttackMethod:
+    """The attack of this name with its default settings, ready for any ball.
+
+    Raises:
+        ValueError: If the name is unknown, or of an attack without the fields norm, eps and seed.
+    """
+    attack: Any = attack_from_json({"method": name})
+    missing = sorted({"norm", "eps", "seed"} - {each.name for each in fields(attack)})
+    if missing:
+        raise ValueError(
+            f"expected an attack with fields norm, eps and seed, got {name!r} without {', '.join(missing)}"
+        )
+    return attack
 
 
 @dataclass(frozen=True)

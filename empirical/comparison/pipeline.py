@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from empirical.attacks import ATTACKS, AttackMethod, attack_from_json
+from empirical.attacks import ATTACKS, AttackMethod, ball_attack
 from empirical.attacks.joint import JointAttack
 from empirical.comparison.compare import ROBUSTNESS_ATTACK, TRANSFER_ATTACKS, compare
 from empirical.comparison.results import (
@@ -224,13 +224,7 @@ def _transfer_attack(name: str, seed: int) -> AttackMethod | JointAttack:
         return replace(TRANSFER_ATTACKS[name], seed=seed)
     if name not in ATTACKS:
         raise ValueError(f"expected attacks among {', '.join({**TRANSFER_ATTACKS, **ATTACKS})}, got {name!r}")
-    attack: Any = attack_from_json({"method": name})
-    missing = sorted({"norm", "eps", "seed"} - {each.name for each in fields(attack)})
-    if missing:
-        raise ValueError(
-            f"expected an attack with fields norm, eps and seed, got {name!r} without {', '.join(missing)}"
-        )
-    return replace(attack, seed=seed)
+    return replace(ball_attack(name), seed=seed)  # type: ignore[type-var]
 
 
 def describe_attacks(names: Iterable[str], seed: int) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from empirical.cli import guarded
+from empirical.cli import add_plugin_option, guarded
 
 SCALES = ("smoke", "cpu", "paper")
 
@@ -43,6 +43,16 @@ def command_parser() -> argparse.ArgumentParser:
         "--seeds", type=int, metavar="N", help="ensembles per method (default: 3, at scale smoke 1)"
     )
     parser.add_argument(
+        "--methods", nargs="+", default=[], metavar="NAME",
+        help="further methods, each a column in every item; yours are named by a plug-in",
+    )  # fmt: skip
+    parser.add_argument(
+        "--attacks", nargs="+", default=[], metavar="NAME",
+        help="further attacks, with the fields norm, eps and seed, each a row at every radius of the "
+        "white-box tables",
+    )  # fmt: skip
+    add_plugin_option(parser)
+    parser.add_argument(
         "--output", type=Path, default=Path("runs/reproduce"), metavar="FOLDER",
         help="folder of cells and pages, one for all scales (default: runs/reproduce)",
     )  # fmt: skip
@@ -58,7 +68,9 @@ def command_parser() -> argparse.ArgumentParser:
 def _reproduce(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from empirical.attacks import ball_attack
     from empirical.comparison.pipeline import describe_environment
+    from empirical.plugins import load_plugins
     from empirical.reproduce.cells import Bench, with_needs
     from empirical.reproduce.items import choose_items
     from empirical.reproduce.pages import write_pages
@@ -74,8 +86,11 @@ def _reproduce(options: argparse.Namespace) -> int:
         return 0
     if not options.item:
         raise ValueError("expected an item such as table-1, or all, or --list, got none")
+    load_plugins(options.plugin)
+    attacks = {name: ball_attack(name) for name in options.attacks}
+    items = [item.with_own(options.methods, attacks) for item in choose_items(options.item)]
     settings = choose_settings(options.scale, options.dataset)
-    plans = make_plans(choose_items(options.item), settings, options.seeds)
+    plans = make_plans(items, settings, options.seeds)
     if not plans:
         raise ValueError(f"expected an item that scale {options.scale} has data for, got {options.item}")
     store = Store(options.output)

@@ -49,7 +49,7 @@ def robustness_curves(outcome: Outcome, store: Store) -> Figure:
                 for entry in outcome.entries
                 if entry.row.dataset == paper and entry.column == column and entry.row.label == "black box"
             ]
-            _curve(axes, entries, COLOURS[index], MARKERS[index])
+            _curve(axes, entries, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
         setting = outcome.plan.settings[paper]
         factor = setting.radius_factors[paper]
         axes.set_title(f"measured on {setting.dataset}; dotted: the paper on {paper}")

@@ -7,7 +7,7 @@ what each deviation of its published code does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +21,7 @@ from empirical.attacks.presets import (
     TABLES,
     convergence_attack,
 )
+from empirical.objectives import OBJECTIVES
 from empirical.objectives.trs_official import DEVIATIONS
 from empirical.protocols.slices import RAYS
 
@@ -46,6 +47,12 @@ class Worst:
     """Several attacks on the ensemble, each point under the one that is worst for it."""
 
     attacks: tuple[AttackMethod, ...]
+
+    @property
+    def eps(self) -> float:
+        """Their common radius."""
+        (eps,) = {attack.eps for attack in self.attacks if isinstance(attack, Attack)}
+        return eps
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,7 @@ class Row:
         parameter: As printed, such as "eps=0.1"; may be empty.
         protocol: How it is measured.
         measure: What is read off, one of `MEASURES`; the last four are distances along a ray in l2.
+        own: Whether the user brought it along: the paper has no such line.
     """
 
     dataset: str
@@ -115,6 +123,7 @@ class Row:
     parameter: str
     protocol: Protocol
     measure: str = ROBUST
+    own: bool = False
 
     @property
     def is_share(self) -> bool:
@@ -133,6 +142,7 @@ class Column:
         parameters: What its parameters are set to.
         recipe: What fields of its training configuration are set to.
         against: Label of the column that it is compared with; empty for most.
+        own: Whether the user brought it along: the paper has no such column.
     """
 
     label: str
@@ -141,6 +151,7 @@ class Column:
     parameters: tuple[tuple[str, Any], ...] = ()
     recipe: tuple[tuple[str, Any], ...] = ()
     against: str = ""
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,38 @@ class Item:
     tables: tuple[str, ...]
     drawing: str = ""
     remark: str = ""
+
+    @property
+    def papers(self) -> Item:
+        """The item as it is in the paper, without what the user brought along."""
+        rows = tuple(row for row in self.rows if not row.own)
+        return replace(self, rows=rows, columns=tuple(each for each in self.columns if not each.own))
+
+    def with_own(self, methods: Sequence[str], attacks: Mapping[str, AttackMethod]) -> Item:
+        """The item with further columns, and after each group of white-box attacks in a ball further rows.
+
+        Args:
+            methods: Training methods by name; one that has a column is not added.
+            attacks: Attacks with the fields norm and eps, by the name of their row. They are run at the radii
+                of the group, in linf as all of the paper's.
+
+        Raises:
+            ValueError: If a method is unknown.
+        """
+        for name in methods:
+            if name not in OBJECTIVES:
+                raise ValueError(f"expected methods among {', '.join(OBJECTIVES)}, got {name!r}")
+        known = {column.method for column in self.columns}
+        columns = tuple(Column(name, name, own=True) for name in methods if name not in known)
+        rows: list[Row] = []
+        for row in self.rows:
+            rows.append(row)
+            if isinstance(row.protocol, Worst):
+                ball = {"norm": "linf", "eps": row.protocol.eps}
+                for name, attack in attacks.items():
+                    mine = WhiteBox(replace(attack, **ball))  # type: ignore[type-var]
+                    rows.append(replace(row, label=name, protocol=mine, own=True))
+        return replace(self, rows=tuple(rows), columns=self.columns + columns)
 
 
 _NAMES = {

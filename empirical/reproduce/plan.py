@@ -48,7 +48,9 @@ class Plan:
             case WhiteBox(attack):
                 return WhiteBoxCell(target, setting.attack(attack, row.dataset), setting.samples)
             case BlackBox(eps):
-                targets = tuple(self.training(row.dataset, each, seed) for each in self.item.columns)
+                # A column of the user's has cells of its own, so that those of the paper's stay as they are.
+                beside = [column] if column.own else self.item.papers.columns
+                targets = tuple(self.training(row.dataset, each, seed) for each in beside)
                 surrogates = tuple(map(TrainingCell, setting.surrogates(seed)))
                 attempts = setting.attempts(eps, row.dataset)
                 return BlackBoxCell(surrogates, targets, attempts, setting.samples)

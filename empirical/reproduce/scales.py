@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
+from empirical import data
 from empirical.attacks import Attack, AttackMethod, CarliniWagner, ElasticNet
 from empirical.attacks.presets import BLACK_BOX_MEMBERS, black_box_attacks
 from empirical.config import TrainingConfig
@@ -83,7 +84,8 @@ class Setting:
         """An attack of the paper on one of its data sets, as it is run here."""
         if isinstance(attack, CarliniWagner | ElasticNet):
             return replace(attack, steps=max(1, round(attack.steps * self.optimiser_steps)))
-        assert isinstance(attack, Attack)
+        if not isinstance(attack, Attack):  # the user's own, of which only the radius is known
+            return replace(attack, eps=self.radius(attack.eps, dataset))  # type: ignore
         starts = attack.restarts if self.restarts is None else min(attack.restarts, self.restarts)
         eps = self.radius(attack.eps, dataset)
         return replace(attack, eps=eps, steps=self._share_of(attack.steps), restarts=starts)
@@ -147,7 +149,8 @@ def choose_settings(scale: str, dataset: str | None) -> dict[str, Setting]:
     Args:
         scale: One of `SCALES`.
         dataset: The data set that is to stand for all of the paper's, or None: at the scale `paper` each set
-            of the paper is itself, elsewhere the scale's first set stands for all.
+            of the paper is itself, elsewhere the scale's first set stands for all. One that the user
+            registered is treated as the scale's first set is.
 
     Raises:
         ValueError: If the scale is unknown, or does not have the data set.
@@ -155,6 +158,8 @@ def choose_settings(scale: str, dataset: str | None) -> dict[str, Setting]:
     if scale not in SCALES:
         raise ValueError(f"expected a scale among {', '.join(SCALES)}, got {scale!r}")
     settings = {setting.dataset: setting for setting in SCALES[scale]}
+    if dataset in data.DATASETS.keys() - data.SHIPPED:
+        settings[dataset] = replace(SCALES[scale][0], dataset=dataset)
     if dataset is not None and dataset not in settings:
         raise ValueError(f"expected a data set of scale {scale} among {', '.join(settings)}, got {dataset!r}")
     if dataset is None and scale == "paper":

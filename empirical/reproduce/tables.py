@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bounds.estimate import json_number
-from empirical.attacks import Attack, AttackHealth, AttackMethod
+from empirical.attacks import Attack, AttackHealth
 from empirical.report.summary import Table
 from empirical.reproduce.cells import BlackBoxCell, Cell, TransferCell, WhiteBoxCell
 from empirical.reproduce.claims import Verdict, claims_on, judge
@@ -125,7 +125,7 @@ def collect(plan: Plan, scale: str, store: Store) -> Outcome:
         plan=plan,
         scale=scale,
         entries=entries,
-        verdicts=tuple(judge(claim, lambda row, column: readings[row, column]) for claim in claims_on(item)),
+        verdicts=tuple(judge(claim, lambda *place: readings[place]) for claim in claims_on(item.papers)),
         ensembles=tuple(_ensembles(plan, records)),
         warnings=tuple(_warnings(records)),
         missing=len(plan.cells) - len(records),
@@ -141,7 +141,7 @@ def measured_as(plan: Plan, row: Row) -> str:
         case Clean():
             what = "not attacked"
         case Worst(attacks):
-            what = f"{len(attacks)} attacks, linf {setting.radius(_radius(attacks), row.dataset):g}"
+            what = f"{len(attacks)} attacks, linf {setting.radius(row.protocol.eps, row.dataset):g}"
         case WhiteBox(attack) | Transfer(attack):
             what = str(setting.attack(attack, row.dataset))
         case BlackBox(eps):
@@ -152,11 +152,6 @@ def measured_as(plan: Plan, row: Row) -> str:
         case Curves():
             what = f"{setting.samples} points, not attacked"
     return f"{setting.dataset}: {what}"
-
-
-def _radius(attacks: tuple[AttackMethod, ...]) -> float:
-    (eps,) = {attack.eps for attack in attacks if isinstance(attack, Attack)}
-    return eps
 
 
 def number_tables(outcome: Outcome) -> list[Table]:

@@ -1,12 +1,15 @@
 """Items, scales and the paper's numbers: that they fit one another."""
 
 import csv
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
 
-from empirical.attacks import Attack, CarliniWagner
+from empirical import data
+from empirical.attacks import Attack, CarliniWagner, ball_attack
 from empirical.presets import PRESETS, preset
+from empirical.reproduce.claims import claims_on
 from empirical.reproduce.items import ITEMS, BlackBox, Column, WhiteBox, Worst, choose_items
 from empirical.reproduce.plan import make_plans
 from empirical.reproduce.printed import TABLES, printed_numbers
@@ -153,3 +156,34 @@ def test_items_share_cells():
     }
     assert keys["figure-3"] == keys["table-5"] | keys["table-6"]
     assert sum(key.startswith("white-box") for key in keys["table-3"] & keys["table-1"]) == 8
+
+
+def test_own_methods_and_attacks_stand_beside_the_papers_and_change_nothing_of_them():
+    """Cells and claims of the paper's stay; the new ones are there at every radius, mapped as well."""
+    settings = choose_settings("cpu", None)
+    for name in ("table-2", "table-6"):
+        item = ITEMS[name]
+        own = item.with_own(["gradient-penalty", "trs"], {"mine": ball_attack("mim")})
+        assert own.papers == item
+        assert claims_on(own.papers) == claims_on(item)
+        assert [column.label for column in own.columns if column.own] == ["gradient-penalty"]
+        (before,), (after,) = make_plans([item], settings, 1), make_plans([own], settings, 1)
+        assert {cell.key for cell in before.cells} < {cell.key for cell in after.cells}
+    rows = [row for row in ITEMS["table-2"].with_own([], {"mine": ball_attack("mim")}).rows if row.own]
+    assert {row.parameter for row in rows} == {"eps=0.01", "eps=0.02"}
+    (row,) = (row for row in rows if row.parameter == "eps=0.01")
+    attack = settings["CIFAR-10"].attack(row.protocol.attack, "CIFAR-10")
+    assert (attack.norm, attack.eps, attack.method) == ("linf", 0.05, "mim")
+    with pytest.raises(ValueError, match=r"expected methods among .* got 'tsr'"):
+        ITEMS["table-2"].with_own(["tsr"], {})
+
+
+def test_a_data_set_of_ones_own_is_treated_as_the_first_of_a_scale(monkeypatch):
+    monkeypatch.setitem(data._LOADERS, "mine", data._LOADERS["digits"])
+    first = SCALES["cpu"][0]
+    assert choose_settings("cpu", "mine") == dict.fromkeys(
+        first.radius_factors, replace(first, dataset="mine")
+    )
+    assert choose_settings("cpu", "mine")["MNIST"].training(ITEMS["table-1"].columns[0], 0).dataset == "mine"
+    with pytest.raises(ValueError, match="expected a data set of scale cpu"):
+        choose_settings("cpu", "cifar10")
