@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 
+class ResultsError(ValueError):
+    """A file of results that cannot be used; the message is one line."""
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file atomically, creating its folder where that is missing.
 
@@ -91,3 +95,25 @@ def parse_json(text: str) -> Any:
         raise ValueError(f"expected strict JSON, got the constant {constant}")
 
     return json.loads(text, parse_constant=refuse)
+
+
+def read_results(path: str | os.PathLike[str], *schemas: str) -> dict[str, Any]:
+    """A JSON object that says by its field "schema" what it holds.
+
+    Args:
+        path: The file.
+        schemas: What may be in it.
+
+    Raises:
+        ResultsError: If the file is missing, is not strict JSON, or has another schema.
+    """
+    try:
+        fields = parse_json(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(f"expected results in {path}, found nothing there") from None
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"expected JSON in {path}, got: {error}") from None
+    found = fields.get("schema") if isinstance(fields, dict) else None
+    if found not in schemas:
+        raise ResultsError(f"expected schema {' or '.join(map(repr, schemas))} in {path}, got {found!r}")
+    return dict(fields)

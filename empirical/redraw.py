@@ -34,15 +34,13 @@ def command_parser() -> argparse.ArgumentParser:
 
 def _draw(options: argparse.Namespace) -> int:
     from empirical.comparison.results import SCHEMA, load_results
+    from empirical.files import read_results
     from empirical.plots import save_figures
     from empirical.report.page import write_report
     from empirical.smoothness import result as study
     from empirical.smoothness.figure import save_bracket
 
-    kinds = {path: _schema(path) for path in options.results}
-    for path, kind in kinds.items():
-        if kind not in (SCHEMA, study.SCHEMA):
-            raise ValueError(f"expected {SCHEMA!r} or {study.SCHEMA!r} in {path}, got {kind!r}")
+    kinds = {path: read_results(path, SCHEMA, study.SCHEMA)["schema"] for path in options.results}
     for path, kind in kinds.items():
         folder = options.output or path.parent
         if kind == SCHEMA:
@@ -54,13 +52,3 @@ def _draw(options: argparse.Namespace) -> int:
             files = save_bracket(study.load_study(path), folder)
         print("\n".join(map(str, files)), file=sys.stderr)
     return 0
-
-
-def _schema(path: Path) -> str | None:
-    from empirical.files import parse_json
-
-    try:
-        fields = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"expected JSON in {path}, got: {error}") from None
-    return fields.get("schema") if isinstance(fields, dict) else None

@@ -21,7 +21,6 @@ from empirical.comparison.compare import ROBUSTNESS_ATTACK, TRANSFER_ATTACKS, co
 from empirical.comparison.results import (
     Comparison,
     EnsembleResult,
-    ResultsError,
     Settings,
     load_results,
     save_results,
@@ -30,7 +29,7 @@ from empirical.comparison.results import (
 from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split
 from empirical.ensemble import Ensemble, load_checkpoint
-from empirical.files import parse_json
+from empirical.files import ResultsError, parse_json
 from empirical.plots import save_figures
 from empirical.report.page import write_report
 from empirical.training import TrainingError, find_device, state_path, train

@@ -12,13 +12,9 @@ from typing import Any
 
 from bounds import Estimate
 from empirical.comparison.rows import PLAIN_FIELDS, Frontier, JointRow, Row
-from empirical.files import write_text
+from empirical.files import read_results, write_text
 
 SCHEMA = "transferbounds/comparison/2"
-
-
-class ResultsError(ValueError):
-    """A results file that is missing, damaged or of another kind."""
 
 
 @dataclass(frozen=True)
@@ -217,13 +213,4 @@ def load_results(path: Path) -> Comparison:
     Raises:
         ResultsError: If the file is missing, is not JSON, or has another schema.
     """
-    try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ResultsError(f"expected a results file, found nothing at {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ResultsError(f"expected JSON in {path}, got: {error}") from None
-    found = fields.get("schema") if isinstance(fields, dict) else None
-    if found != SCHEMA:
-        raise ResultsError(f"expected schema {SCHEMA!r} in {path}, got {found!r}")
-    return Comparison.from_json(fields)
+    return Comparison.from_json(read_results(path, SCHEMA))

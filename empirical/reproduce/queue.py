@@ -18,8 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from empirical.comparison.results import ResultsError
-from empirical.files import parse_json, write_json
+from empirical.files import ResultsError, parse_json, write_json
 from empirical.reproduce.cells import SCHEMA, Bench, Cell, TrainingCell
 
 RECHECK_SECONDS = 1.0

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bounds import Estimate
-from empirical.comparison.results import ResultsError
-from empirical.files import write_json
+from empirical.files import read_results, write_json
 from estimators.smoothness import Sampling
 
 SCHEMA = "transferbounds/smoothness/1"
@@ -187,16 +185,7 @@ def load_study(path: Path) -> SmoothnessStudy:
     Raises:
         ResultsError: If the file is missing, is not JSON, or has another schema.
     """
-    try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ResultsError(f"expected a smoothness study, found nothing at {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ResultsError(f"expected JSON in {path}, got: {error}") from None
-    found = fields.get("schema") if isinstance(fields, dict) else None
-    if found != SCHEMA:
-        raise ResultsError(f"expected schema {SCHEMA!r} in {path}, got {found!r}")
-    return SmoothnessStudy.from_json(fields)
+    return SmoothnessStudy.from_json(read_results(path, SCHEMA))
 
 
 def _points(pairs: Iterable[Iterable[float]]) -> tuple[tuple[float, float], ...]:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from empirical.comparison.pipeline import common_dataset, describe_environment, draw_points, load_trained
-from empirical.comparison.results import ResultsError
 from empirical.data import Split, load_dataset
+from empirical.files import ResultsError
 from empirical.smoothness.figure import save_bracket
 from empirical.smoothness.measure import Subject, study_member, study_pairs, weights_digest
 from empirical.smoothness.result import (

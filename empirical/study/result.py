@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from empirical.comparison.results import ResultsError
 from empirical.config import TrainingConfig
-from empirical.files import parse_json, write_text
+from empirical.files import read_results, write_text
 from empirical.study.analysis import (
     bootstrap_of,
     bound_correlations,
@@ -156,14 +155,7 @@ def load_study(path: Path) -> Study:
     Raises:
         ResultsError: If the file is missing, is not JSON, or has another schema.
     """
-    try:
-        fields = parse_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"expected a study in {path}, got: {error}") from None
-    found = fields.get("schema") if isinstance(fields, dict) else None
-    if found != SCHEMA:
-        raise ResultsError(f"expected schema {SCHEMA!r} in {path}, got {found!r}")
-    return Study.from_json(fields)
+    return Study.from_json(read_results(path, SCHEMA))
 
 
 def _flat(lines: list[dict[str, Any]], intervals: tuple[str, ...]) -> tuple[list[str], list[list[Any]]]:

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from empirical.files import parse_json, write_bytes, write_json, write_text
+from empirical.files import ResultsError, read_results, write_bytes, write_json, write_text
 
 
 def test_write_creates_folders_and_leaves_nothing_else(tmp_path):
@@ -54,3 +54,24 @@ def test_json_is_strict(tmp_path, number):
     assert parse_json(path.read_text()) == {"a": [1, 2.5, None]}
     with pytest.raises(ValueError, match="strict JSON"):
         parse_json(f'{{"a": {str(number).replace("nan", "NaN").replace("inf", "Infinity")}}}')
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "found nothing there"),
+        ("{", "expected JSON"),
+        ('{"schema": "a/1", "value": NaN}', "NaN"),
+        ("[]", "got None"),
+        ('{"schema": "a/3"}', "expected schema 'a/1' or 'a/2' .*got 'a/3'"),
+    ],
+)
+def test_results_say_what_they_hold(tmp_path, text, message):
+    path = tmp_path / "results.json"
+    write_text(path, '{"schema": "a/2", "value": 1}')
+    assert read_results(path, "a/1", "a/2") == {"schema": "a/2", "value": 1}
+    path.unlink()
+    if text is not None:
+        write_text(path, text)
+    with pytest.raises(ResultsError, match=message):
+        read_results(path, "a/1", "a/2")

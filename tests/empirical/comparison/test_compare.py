@@ -17,13 +17,13 @@ from empirical.comparison.judge import judge
 from empirical.comparison.results import (
     Comparison,
     EnsembleResult,
-    ResultsError,
     Settings,
     load_results,
     save_results,
 )
 from empirical.data import Split
 from empirical.ensemble import Ensemble
+from empirical.files import ResultsError
 
 UPPER_INPUTS = {"xi_F": 0.02, "xi_G": 0.03, "l_min": 1.0, "eps": 0.1, "B": 1.0, "S_upper": 0.5, "beta": 0.1}
 EPS = (0.05, 0.6)

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from empirical.comparison.results import ResultsError
 from empirical.config import TrainingConfig
+from empirical.files import ResultsError
 from empirical.models import ModelConfig
 from empirical.reproduce import queue
 from empirical.reproduce.cells import Bench, Cell, TrainingCell, with_needs

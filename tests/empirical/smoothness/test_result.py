@@ -6,7 +6,7 @@ import math
 import pytest
 
 from bounds import Estimate
-from empirical.comparison.results import ResultsError
+from empirical.files import ResultsError
 from empirical.smoothness import summary
 from empirical.smoothness.figure import NAME, save_bracket
 from empirical.smoothness.result import (

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from empirical.comparison.results import ResultsError
 from empirical.config import TrainingConfig
+from empirical.files import ResultsError
 from empirical.study.analysis import effect
 from empirical.study.claims import FAILS, HOLDS, UNDECIDED, Claim, Evidence
 from empirical.study.measure import Record
