@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from empirical.files import ResultsError, read_results, write_bytes, write_json, write_text
+from empirical.files import ResultsError, parse_json, read_results, write_bytes, write_json, write_text
 
 
 def test_write_creates_folders_and_leaves_nothing_else(tmp_path):
