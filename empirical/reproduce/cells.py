@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from empirical.attacks import Attack, AttackMethod
+from empirical.attacks.base import PixelRange
 from empirical.comparison.pipeline import draw_points, load_trained, train_all
 from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split, load_dataset
@@ -140,11 +141,35 @@ class TrainingCell(Cell):
 
 
 @dataclass(frozen=True)
-class WhiteBoxCell(Cell):
+class EnsembleCell(Cell):
+    """Work on one trained ensemble and its held-out points. Subclasses add their settings to `spec`."""
+
+    target: TrainingCell
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"target": self.target.key, **self.settings}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is done, JSON-ready."""
+        raise NotImplementedError
+
+    @property
+    def needs(self) -> tuple[TrainingCell, ...]:
+        return (self.target,)
+
+    def loaded(self, bench: Bench, samples: int) -> tuple[Ensemble, Split, PixelRange]:
+        """The ensemble, the first held-out points, and the range of their values."""
+        dataset = self.target.config.dataset
+        return self.target.ensemble(bench), bench.points(dataset, samples), bench.data(dataset).pixel_range
+
+
+@dataclass(frozen=True)
+class WhiteBoxCell(EnsembleCell):
     """One attack on one ensemble, on every point."""
 
     kind: ClassVar[str] = "white-box"
-    target: TrainingCell
     attack: AttackMethod
     samples: int
 
@@ -153,21 +178,12 @@ class WhiteBoxCell(Cell):
         return f"{self.attack} on {_name(self.target)}"
 
     @property
-    def spec(self) -> dict[str, Any]:
-        return {"target": self.target.key, "attack": self.attack.to_json(), "samples": self.samples}
-
-    @property
-    def needs(self) -> tuple[TrainingCell, ...]:
-        return (self.target,)
+    def settings(self) -> dict[str, Any]:
+        return {"attack": self.attack.to_json(), "samples": self.samples}
 
     def measure(self, bench: Bench) -> dict[str, Any]:
-        dataset = self.target.config.dataset
-        return white_box_cell(
-            self.target.ensemble(bench),
-            bench.points(dataset, self.samples),
-            self.attack,
-            pixel_range=bench.data(dataset).pixel_range,
-        ).to_json()
+        ensemble, points, pixel_range = self.loaded(bench, self.samples)
+        return white_box_cell(ensemble, points, self.attack, pixel_range=pixel_range).to_json()
 
 
 @dataclass(frozen=True)
@@ -213,11 +229,10 @@ class BlackBoxCell(Cell):
 
 
 @dataclass(frozen=True)
-class TransferCell(Cell):
+class TransferCell(EnsembleCell):
     """An attack on each member of an ensemble, tried on all its members."""
 
     kind: ClassVar[str] = "transfer"
-    target: TrainingCell
     attack: Attack
     samples: int
 
@@ -226,29 +241,19 @@ class TransferCell(Cell):
         return f"transfer of {self.attack} within {_name(self.target)}"
 
     @property
-    def spec(self) -> dict[str, Any]:
-        return {"target": self.target.key, "attack": self.attack.to_json(), "samples": self.samples}
-
-    @property
-    def needs(self) -> tuple[TrainingCell, ...]:
-        return (self.target,)
+    def settings(self) -> dict[str, Any]:
+        return {"attack": self.attack.to_json(), "samples": self.samples}
 
     def measure(self, bench: Bench) -> dict[str, Any]:
-        dataset = self.target.config.dataset
-        return transfer_matrix(
-            self.target.ensemble(bench).members,
-            bench.points(dataset, self.samples),
-            self.attack,
-            pixel_range=bench.data(dataset).pixel_range,
-        ).to_json()
+        ensemble, points, pixel_range = self.loaded(bench, self.samples)
+        return transfer_matrix(ensemble.members, points, self.attack, pixel_range=pixel_range).to_json()
 
 
 @dataclass(frozen=True)
-class GeometryCell(Cell):
+class GeometryCell(EnsembleCell):
     """Similarity, gradient size and smoothness of an ensemble's members."""
 
     kind: ClassVar[str] = "geometry"
-    target: TrainingCell
     samples: int
 
     @property
@@ -256,24 +261,19 @@ class GeometryCell(Cell):
         return f"similarity and smoothness of {_name(self.target)}"
 
     @property
-    def spec(self) -> dict[str, Any]:
-        return {"target": self.target.key, "samples": self.samples}
-
-    @property
-    def needs(self) -> tuple[TrainingCell, ...]:
-        return (self.target,)
+    def settings(self) -> dict[str, Any]:
+        return {"samples": self.samples}
 
     def measure(self, bench: Bench) -> dict[str, Any]:
-        points = bench.points(self.target.config.dataset, self.samples)
-        return measure_geometry(self.target.ensemble(bench), points).to_json()
+        ensemble, points, _ = self.loaded(bench, self.samples)
+        return measure_geometry(ensemble, points).to_json()
 
 
 @dataclass(frozen=True)
-class SliceCell(Cell):
+class SliceCell(EnsembleCell):
     """The decision boundaries of an ensemble around points, and drawings of them around the first few."""
 
     kind: ClassVar[str] = "slices"
-    target: TrainingCell
     points: int
     extent: float
     spacing: float
@@ -285,18 +285,12 @@ class SliceCell(Cell):
         return f"decision boundaries of {_name(self.target)}"
 
     @property
-    def spec(self) -> dict[str, Any]:
-        grid = {"points": self.points, "extent": self.extent, "spacing": self.spacing}
-        return {"target": self.target.key, **grid}
-
-    @property
-    def needs(self) -> tuple[TrainingCell, ...]:
-        return (self.target,)
+    def settings(self) -> dict[str, Any]:
+        return {"points": self.points, "extent": self.extent, "spacing": self.spacing}
 
     def measure(self, bench: Bench) -> dict[str, Any]:
         """For each point its distances in the order of `RAYS`, null where the loss has no gradient."""
-        points = bench.points(self.target.config.dataset, self.points)
-        ensemble = self.target.ensemble(bench)
+        ensemble, points, _ = self.loaded(bench, self.points)
         distances: list[list[float] | None] = []
         drawn: list[dict[str, Any]] = []
         for index in range(len(points)):
