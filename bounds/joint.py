@@ -10,7 +10,7 @@ looked at twice.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,11 +57,22 @@ class JointCertificates:
         norm: "l2" or "linf".
         targeted: False: a model is fooled once any one of its margins is overcome. True: only once all of
             them are.
+        refuted: By subset, samples (n,) with a step in the ball after which all the bounds that a certificate
+            could rest on are overcome: none is looked for. Only the subsets among them may be asked about.
     """
 
-    def __init__(self, models: Sequence[MarginBounds], radius: float, norm: Norm, *, targeted: bool) -> None:
+    def __init__(
+        self,
+        models: Sequence[MarginBounds],
+        radius: float,
+        norm: Norm,
+        *,
+        targeted: bool,
+        refuted: Mapping[tuple[int, ...], Bools] | None = None,
+    ) -> None:
         self.models, self.radius, self.norm, self.targeted = models, radius, norm, targeted
         self.samples = len(models[0].offsets)
+        self.refuted = refuted
         self._certified: dict[tuple[int, ...], Bools] = {}
         self._choices: dict[tuple[int, ...], tuple[Indices, Indices]] = {}
 
@@ -79,12 +90,16 @@ class JointCertificates:
     def _whole(self, subset: tuple[int, ...]) -> Bools:
         if subset not in self._certified:
             if self.targeted:
-                self._certified[subset] = self._certify_rows(subset)
+                certified = self._certify_rows(subset)
             else:
-                certified = np.ones(self.samples, dtype=bool)
+                certified = self._wanted(subset)
                 certified[self._open(subset)[0]] = False
-                self._certified[subset] = certified
+            self._certified[subset] = certified
         return self._certified[subset]
+
+    def _wanted(self, subset: tuple[int, ...]) -> Bools:
+        """Samples (n,) for which something about these models, or about these and others, may be proved."""
+        return wanted(subset, self.refuted, self.samples)
 
     def _open(self, subset: tuple[int, ...]) -> tuple[Indices, Indices]:
         """Samples (m,) and choices of labels (m, S) that are not ruled out for these models together."""
@@ -94,6 +109,8 @@ class JointCertificates:
                 labels = label[:, None]
             else:
                 samples, labels = self._joined(subset)
+            wanted = self._wanted(subset)[samples]
+            samples, labels = samples[wanted], labels[wanted]
             proved = np.zeros(len(samples), dtype=bool)
             if len(subset) > 1:
                 proved = self._affine(subset, samples, labels)
@@ -164,7 +181,7 @@ class JointCertificates:
     def _certify_rows(self, subset: tuple[int, ...]) -> Bools:
         """Every model has to overcome all its margins: all of them are rows of one certificate."""
         certified = np.logical_or.reduce([(self.models[model].floors > 0).any(axis=1) for model in subset])
-        samples = np.flatnonzero(~certified)
+        samples = np.flatnonzero(~certified & self._wanted(subset))
         labels = self.models[0].offsets.shape[1]
         for part in self._parts(len(samples), len(subset) * labels):
             at = samples[part]
@@ -185,3 +202,11 @@ class JointCertificates:
         step = max(1, _ENTRIES // (rows * self.models[0].slopes.shape[2]))
         for start in range(0, length, step):
             yield slice(start, start + step)
+
+
+def wanted(subset: Sequence[int], refuted: Mapping[tuple[int, ...], Bools] | None, samples: int) -> Bools:
+    """Samples (n,) at which a subset that contains these models is not refuted; see `JointCertificates`."""
+    if refuted is None:
+        return np.ones(samples, dtype=bool)
+    known = [~found for other, found in refuted.items() if set(subset) <= set(other)]
+    return np.logical_or.reduce(known)

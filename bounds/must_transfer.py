@@ -8,14 +8,16 @@ must transfer <= strongest joint attack <= not certified, sample by sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from bounds.certificate import Norm, _curvature_cost, _finite, _label_choices, _problem
+from bounds.certificate import Norm, _curvature_cost, _finite, _problem
 from bounds.dual import Bools, Floats, l2_witness, linf_witness
+
+Indices = NDArray[np.intp]
 
 _MACHINE = float(np.finfo(np.float64).eps)
 # The crossing is overshot by this fraction of the margins, so that it survives rounding.
@@ -72,17 +74,35 @@ def must_transfer(
     return MustTransfer(best < 0, direction)
 
 
+@dataclass(frozen=True)
+class Curvature:
+    """Symmetric matrices Q_i for N margins of n samples, by what they make of a step.
+
+    Attributes:
+        push: Maps samples (m,), in ascending order, and a step (m, d) of each to `Q_i d`, (m, N, d).
+        sizes: Bounds (n, N) on the norms of the Q_i; d units in the last place of them bound the rounding of
+            `push` for a step of length 1.
+        dips: Bounds (n, N) on how far below zero an eigenvalue of Q_i is.
+    """
+
+    push: Callable[[Indices, Floats], Floats]
+    sizes: Floats
+    dips: Floats
+
+
 def must_transfer_curved(
-    margins: ArrayLike, gradients: ArrayLike, matrices: ArrayLike, radius: float, start: ArrayLike
+    margins: ArrayLike, gradients: ArrayLike, curvature: Curvature, radius: float, start: ArrayLike
 ) -> MustTransfer:
     """R7 in l2 with curvature matrices: `m_i(x + d) <= m_i + d.g_i + d^T Q_i d / 2` on the ball.
 
-    The step is found by projected descent of the worst of these bounds, and judged by them alone.
+    The step is found by projected descent of the worst of these bounds, and judged by them alone. A sample
+    leaves once its step is found, or once the tangent of a weighted sum of its bounds shows that there is
+    none.
 
     Args:
         margins: Upper bounds on the margins at x, shape (n, N).
         gradients: Gradients of the margins at x, shape (n, N, d).
-        matrices: Symmetric matrices Q_i, shape (n, N, d, d).
+        curvature: The matrices Q_i.
         radius: Radius of the l2 ball.
         start: Steps inside the ball to begin with, shape (n, d).
 
@@ -93,61 +113,40 @@ def must_transfer_curved(
         ValueError: If shapes disagree, a number is NaN or the radius is negative.
     """
     margins, gradients, _ = _problem(margins, gradients, 0.0, radius, "l2")
-    matrices, step = _finite("matrices", matrices, 4), _finite("start", start, 2)
+    step = _finite("start", start, 2)
     n, models, dimension = gradients.shape
-    if matrices.shape != (n, models, dimension, dimension) or step.shape != (n, dimension):
+    shapes = step.shape, curvature.sizes.shape, curvature.dips.shape
+    if shapes != ((n, dimension), (n, models), (n, models)):
         raise ValueError(
-            f"expected matrices (n, N, d, d) and steps (n, d) for gradients of shape {gradients.shape}, "
-            f"got {matrices.shape} and {step.shape}"
+            f"expected steps (n, d), sizes and dips (n, N) for gradients of shape {gradients.shape}, "
+            f"got {', '.join(map(str, shapes))}"
         )
-    best, direction = np.full(n, np.inf), step.copy()
-    size = np.abs(margins) + np.linalg.norm(gradients, axis=2) * radius
-    size = size + np.linalg.norm(matrices, axis=(2, 3)) * radius**2
+    best, direction, open_ = np.full(n, np.inf), step.copy(), np.arange(n)
+    scale = np.abs(margins) + np.linalg.norm(gradients, axis=2) * radius + curvature.sizes * radius**2
+    rounding = _MACHINE * (dimension + 8) * scale
     for turn in range(_DESCENT_STEPS + 1):
-        pushed = (matrices @ step[:, None, :, None])[..., 0]
-        heights = margins + ((gradients + pushed / 2) * step[:, None]).sum(2)
-        worst = (heights + _MACHINE * (dimension + 8) * size).max(axis=1)
-        direction[worst < best] = step[worst < best]
-        best = np.minimum(best, worst)
+        if not len(open_):
+            break
+        here = step[open_]
+        pushed = curvature.push(open_, here)
+        heights = margins[open_] + ((gradients[open_] + pushed / 2) * here[:, None]).sum(2)
+        worst = (heights + rounding[open_]).max(axis=1)
+        better = worst < best[open_]
+        best[open_[better]], direction[open_[better]] = worst[better], here[better]
         spread = np.abs(heights).mean(axis=1, keepdims=True) + np.finfo(float).tiny
         share = np.exp(3.0 * (heights - heights.max(axis=1, keepdims=True)) / spread)
-        slope = ((share / share.sum(axis=1, keepdims=True))[:, :, None] * (gradients + pushed)).sum(axis=1)
+        share /= share.sum(axis=1, keepdims=True)
+        slope = (share[:, :, None] * (gradients[open_] + pushed)).sum(axis=1)
         length = np.linalg.norm(slope, axis=1, keepdims=True)
+        # The weighted sum lies above its tangent, but for its dips; two points of the ball are 2 eps apart.
+        lowest = (share * (heights - rounding[open_] - 2 * curvature.dips[open_] * radius**2)).sum(axis=1)
+        hopeless = lowest - (slope * here).sum(axis=1) - radius * length[:, 0] > 0
         pace = 0.5 * radius * (1.0 - turn / (_DESCENT_STEPS + 1))
-        step = _clipped(
-            step - pace * np.divide(slope, length, out=np.zeros_like(slope), where=length > 0), radius
+        step[open_] = _clipped(
+            here - pace * np.divide(slope, length, out=np.zeros_like(slope), where=length > 0), radius
         )
+        open_ = open_[(worst >= 0) & ~hopeless]
     return MustTransfer(best < 0, direction)
-
-
-def must_transfer_untargeted(
-    margins: ArrayLike, gradients: ArrayLike, curvature: ArrayLike, radius: float, norm: Norm = "l2"
-) -> MustTransfer:
-    """Find a step that provably makes all N models wrong, each into a label of its own (R7).
-
-    Args:
-        margins: Loss margins towards each of the L wrong labels, shape (n, N, L).
-        gradients: Their gradients, shape (n, N, L, d).
-        curvature: Upper curvature in the norm of the ball, scalar or broadcastable to (n, N, L).
-        radius: Radius of the ball.
-        norm: "l2" or "linf".
-
-    Returns:
-        Verdict and step of every sample; the first choice of labels that is guaranteed wins.
-
-    Raises:
-        ValueError: If shapes disagree, a number is NaN, the radius is negative or the norm unknown.
-    """
-    margins, gradients, curvature = _problem(margins, gradients, curvature, radius, norm, labels=True)
-    n, models, labels = margins.shape
-    guaranteed, direction = np.zeros(n, dtype=bool), np.zeros((n, gradients.shape[-1]))
-    model = np.arange(models)
-    for choice in _label_choices(models, labels, models):
-        pick = (np.flatnonzero(~guaranteed)[:, None], model, choice)
-        found = must_transfer(margins[pick], gradients[pick], curvature[pick], radius, norm)
-        direction[pick[0][:, 0]] = found.direction
-        guaranteed[pick[0][:, 0]] = found.guaranteed
-    return MustTransfer(guaranteed, direction)
 
 
 def _candidate_steps(

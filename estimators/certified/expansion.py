@@ -127,39 +127,6 @@ class Functionals:
         layers = self.expansion.layers.values()
         return all(layer.bend is not None and layer.rows is not None for layer in layers)
 
-    def quadratic(self, samples: Tensor, labels: Tensor, sign: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Matrices Q and constants c with `f(x + d) >= f(x) + g.d - d^T Q d / 2 - c` in the ball.
-
-        Q is symmetric and may be indefinite: where the second derivative is known to be positive, it helps.
-
-        Args:
-            samples: Which samples, (m,).
-            labels: Which functional of each, (m,).
-            sign: With -1: of -f, so that f is bounded above.
-
-        Returns:
-            Q (m, d, d) and c (m,).
-        """
-        dimension = self.gradients.shape[2]
-        matrix = self.gradients.new_zeros(len(samples), dimension, dimension)
-        constant = self.gradients.new_zeros(len(samples))
-        for index, layer in self.expansion.layers.items():
-            assert layer.bend is not None
-            assert layer.rows is not None
-            adjoint = sign * self.adjoints[index][samples, labels]
-            weights = torch.minimum(adjoint * layer.bend[0][samples], adjoint * layer.bend[1][samples])
-            size, error = weights.abs(), layer.error[samples]
-            rows = layer.rows if len(layer.rows) == 1 else layer.rows[samples]
-            wrong = (size * error.square()).sum(1)
-            length = layer.rows.norm(dim=1)[0 if len(layer.rows) == 1 else samples]
-            whole = (size * length.square()).sum(1) * self.expansion.radius**2
-            # w (r.d + e)^2 >= (w - b |w|) (r.d)^2 - |w| (1 / b -+ 1) e^2 for every b > 0, - for w > 0.
-            balance = (4 * wrong / whole).sqrt().where((wrong > 0) & (whole > 0), 0.0)
-            lost = size * (1 / balance.unsqueeze(1) - weights.sign()) * error.square()
-            constant = constant + lost.where(wrong.unsqueeze(1) > 0, 0.0).clamp_min(0).sum(1) / 2
-            matrix = matrix - (rows * (weights - balance.unsqueeze(1) * size).unsqueeze(1)) @ rows.mT
-        return (matrix + matrix.mT) / 2, constant * (1 + ROUNDING)
-
 
 def expand(network: Network, x: Tensor, radius: float, norm: Norm) -> Expansion:
     """Expand a network over the balls of that radius.

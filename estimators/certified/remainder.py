@@ -61,6 +61,12 @@ class Layer:
     entering: Tensor
 
     @cached_property
+    def squared_lengths(self) -> Tensor:
+        """Squares of the lengths of the rows, (n, M) or (1, M)."""
+        assert self.rows is not None
+        return self.rows.square().sum(1)
+
+    @cached_property
     def squared_gram(self) -> Tensor | None:
         """Squares of the inner products of the rows, (n, M, M) or (1, M, M)."""
         if self.rows is None or self.radius is None or self.rows.shape[2] > _GRAM_UNITS:

@@ -8,31 +8,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bounds.certificate import Norm
-from bounds.dual import Bools, Floats
+from bounds.dual import Bools
 from bounds.estimate import Estimate
-from bounds.joint import JointCertificates, MarginBounds, Quadratic
-from bounds.must_transfer import MustTransfer, must_transfer, must_transfer_curved
+from bounds.joint import JointCertificates, wanted
+from bounds.must_transfer import MustTransfer
 from bounds.transfer_rate import certified_transfer_rate
 from estimators.batching import DEFAULT_BATCH, Support, check_inputs, check_labels, check_target
-from estimators.certified.expansion import ROW_ENTRIES, Functionals, dual_norm, expand
+from estimators.certified.ball_margins import ball_margins, refined, refuted
+from estimators.certified.expansion import ROW_ENTRIES
+from estimators.certified.must_fool import must_fool
 from estimators.certified.network import Network, Pointwise, read_network
 
 # Numbers in the functionals sent back through a network at once.
 _ENTRIES = 1 << 23
-# Symmetric eigenvalue problems are solved up to this input size.
-_MATRIX_INPUTS = 256
-# About so many choices of labels are tried for what must transfer.
-_CHOICES = 9
 
 
 @dataclass(frozen=True)
@@ -156,20 +152,6 @@ def certify_groups(
     ]
 
 
-@dataclass(frozen=True)
-class _Member:
-    """One model's margins over the balls, bounded from below and above, and its predictions.
-
-    `above` gives, as `MarginBounds.quadratic`, c and Q with `m(x + d) <= c + d.g + d^T Q d / 2`.
-    """
-
-    below: MarginBounds
-    above: Quadratic | None
-    margins: Floats
-    rise: Floats
-    right: Bools
-
-
 def _certify(
     networks: Sequence[Network],
     x: Tensor,
@@ -182,8 +164,16 @@ def _certify(
     targeted: bool,
     inner: bool,
 ) -> list[BallTransfer]:
-    members = [_member(network, x, y, aim, radius, norm, targeted=targeted) for network in networks]
-    joint = JointCertificates([one.below for one in members], radius, norm, targeted=targeted)
+    members = [ball_margins(network, x, y, aim, radius, norm, targeted=targeted) for network in networks]
+    subsets = {
+        subset: None for group, size in groups for subset in itertools.combinations(sorted(group), size)
+    }
+    hopeless = refuted(members, tuple(subsets), radius, norm, targeted=targeted)
+    bounds = [
+        refined(one, wanted((model,), hopeless, len(y)), radius, norm, targeted=targeted)
+        for model, one in enumerate(members)
+    ]
+    joint = JointCertificates(bounds, radius, norm, targeted=targeted, refuted=hopeless)
     allowed = (aim != y).cpu().numpy() if targeted else np.ones(len(y), dtype=bool)
 
     @cache
@@ -191,7 +181,7 @@ def _certify(
         """R7 for all models of a subset, which several groups may share."""
         chosen = [members[model] for model in subset]
         open_ = ~joint.certified(subset, len(subset)) & inner
-        return _must_transfer(chosen, open_, radius, norm, targeted=targeted)
+        return must_fool(chosen, open_, radius, norm, targeted=targeted)
 
     results = []
     for group, together in groups:
@@ -209,143 +199,6 @@ def _first(found: Sequence[MustTransfer]) -> MustTransfer:
         np.stack([one.guaranteed for one in found])[which, samples],
         np.stack([one.direction for one in found])[which, samples],
     )
-
-
-def _member(
-    network: Network, x: Tensor, y: Tensor, aim: Tensor, radius: float, norm: Norm, *, targeted: bool
-) -> _Member:
-    expansion = expand(network, x, radius, norm)
-    classes = network.classes
-    identity = torch.eye(classes, dtype=x.dtype, device=x.device)
-    others = torch.arange(classes, device=x.device).expand(len(y), -1)
-    others = others[others != aim.unsqueeze(1)].reshape(len(y), -1)
-    # Untargeted: m_k = z_y - z_k. Targeted: m_k = z_k - z_t, all of which have to be overcome.
-    seeds = identity[aim].unsqueeze(1) - identity[others]
-    margins = expansion.functionals(-seeds if targeted else seeds)
-    offsets, floors = _lower(margins, radius, norm, targeted=targeted)
-    quadratic = [_quadratic(margins, sign) if norm == "l2" else None for sign in (1.0, -1.0)]
-    below = MarginBounds(
-        offsets.cpu().numpy(), margins.gradients.cpu().numpy(), floors.cpu().numpy(), quadratic[0]
-    )
-    right = (expansion.logits.argmax(1) == y).cpu().numpy()
-    return _Member(
-        below, quadratic[1], margins.values.cpu().numpy(), margins.rise.cpu().numpy(), right
-    )  # fmt: skip
-
-
-def _quadratic(margins: Functionals, sign: float) -> Quadratic | None:
-    """The quadratic bounds from below, or with sign -1 from above, where they are affordable."""
-    if not margins.has_matrices or margins.gradients.shape[2] > _MATRIX_INPUTS:
-        return None
-
-    def quadratic(samples: NDArray[np.intp], labels: NDArray[np.intp]) -> tuple[Floats, Floats]:
-        where = torch.from_numpy(samples), torch.from_numpy(labels)
-        matrix, constant = margins.quadratic(*where, sign)
-        return (margins.values[where] - sign * constant).cpu().numpy(), matrix.cpu().numpy()
-
-    return quadratic
-
-
-def _lower(margins: Functionals, radius: float, norm: Norm, *, targeted: bool) -> tuple[Tensor, Tensor]:
-    """Offsets p with `m >= p + d.g` in the ball, and floors; refined where the cheap ones decide nothing."""
-    pull = radius * dual_norm(margins.gradients, norm, 2)
-    offsets = margins.values - margins.fall
-    still = margins.values - margins.moves
-    floors = torch.maximum(offsets - pull * (1 + 1e-12), still)
-    # One margin that cannot be overcome settles a targeted attack.
-    open_ = torch.nonzero((floors <= 0) & ~((floors > 0).any(1, keepdim=True) & targeted))
-    dimension = margins.gradients.shape[2]
-    if margins.has_matrices and dimension <= _MATRIX_INPUTS and radius > 0:
-        for part in open_.split(max(1, _ENTRIES // dimension**2)):
-            samples, labels = part.unbind(1)
-            matrix, constant = margins.quadratic(samples, labels)
-            better = margins.values[samples, labels] - constant - _bend(matrix, norm) * radius**2 / 2
-            offsets[samples, labels] = torch.maximum(offsets[samples, labels], better)
-    elif radius > 0:
-        samples, labels = open_.unbind(1)
-        better = margins.values[samples, labels] - margins.refined_fall(samples, labels)
-        offsets[samples, labels] = torch.maximum(offsets[samples, labels], better)
-    return offsets, torch.maximum(offsets - pull * (1 + 1e-12), still)
-
-
-def _bend(matrices: Tensor, norm: Norm) -> Tensor:
-    """Upper bound (m,) on `d^T Q d` over the unit ball, for symmetric Q (m, d, d)."""
-    size = torch.linalg.matrix_norm(matrices)
-    top = (torch.linalg.eigvalsh(matrices)[:, -1] + 1e-9 * size).clamp_min(0.0)
-    if norm == "l2":
-        return top
-    # In linf: the trace of any diagonal matrix above Q; these two are the plainest.
-    diagonal = matrices.diagonal(dim1=1, dim2=2)
-    entries = matrices.abs().sum((1, 2)) - diagonal.abs().sum(1) + diagonal.clamp_min(0.0).sum(1)
-    return torch.minimum(entries * (1 + 1e-9), matrices.shape[1] * top)
-
-
-def _must_transfer(
-    members: Sequence[_Member], open_: Bools, radius: float, norm: Norm, *, targeted: bool
-) -> MustTransfer:
-    """R7 for all these members, the first choice of labels that is proved; only where `open_`."""
-    n, _, dimension = members[0].below.slopes.shape
-    guaranteed: Bools = np.zeros(n, dtype=bool)
-    direction = np.zeros((n, dimension))
-    for labels in _promising(members, radius, norm, targeted=targeted):
-        samples = np.flatnonzero(open_ & ~guaranteed)
-        if not len(samples):
-            break
-        found = _must_fool(members, samples, labels[samples], radius, norm)
-        direction[samples] = found.direction
-        guaranteed[samples] = found.guaranteed
-    return MustTransfer(guaranteed, direction)
-
-
-def _promising(
-    members: Sequence[_Member], radius: float, norm: Norm, *, targeted: bool
-) -> Iterator[NDArray[np.intp]]:
-    """Choices (n, S, P) of the P margins of each of S models that a step might overcome.
-
-    Targeted: all of them. Untargeted: one for each model, among those that seem nearest.
-    """
-    n, labels = members[0].margins.shape
-    if targeted:
-        yield np.broadcast_to(np.arange(labels), (n, len(members), labels))
-        return
-    count = min(labels, max(1, round(_CHOICES ** (1 / len(members)))))
-    nearest = []
-    for one in members:
-        pull = np.linalg.norm(one.below.slopes, ord=2 if norm == "l2" else 1, axis=2)
-        order: NDArray[np.intp] = np.argsort(one.margins + one.rise - radius * pull, axis=1)
-        nearest.append(order[:, :count])
-    for ranks in itertools.product(range(count), repeat=len(members)):
-        yield np.stack([near[:, rank] for near, rank in zip(nearest, ranks, strict=True)], 1)[:, :, None]
-
-
-def _must_fool(
-    members: Sequence[_Member],
-    samples: NDArray[np.intp],
-    labels: NDArray[np.intp],
-    radius: float,
-    norm: Norm,
-) -> MustTransfer:
-    """R7 for the margins (m, S, P) of these samples."""
-    rows = [(one, labels[:, i, j]) for i, one in enumerate(members) for j in range(labels.shape[2])]
-    margins = np.stack([one.margins[samples, label] for one, label in rows], axis=1)
-    rise = np.stack([one.rise[samples, label] for one, label in rows], axis=1)
-    slopes = np.stack([one.below.slopes[samples, label] for one, label in rows], axis=1)
-    found = must_transfer(margins + rise, slopes, 0.0, radius, norm)
-    if all(one.above is not None for one in members):
-        rest = np.flatnonzero(~found.guaranteed)
-        bounds = [one.above(samples[rest], label[rest]) for one, label in rows if one.above is not None]
-        if len(rest):
-            curved = must_transfer_curved(
-                np.stack([constant for constant, _ in bounds], axis=1), slopes[rest],
-                np.stack([matrix for _, matrix in bounds], axis=1), radius, found.direction[rest],
-            )  # fmt: skip
-            found.guaranteed[rest] = curved.guaranteed
-            found.direction[rest] = curved.direction
-    # What is wrong already needs no step, and no bound on the curvature.
-    wrong: Bools = np.all(margins < 0, axis=1)
-    return MustTransfer(
-        found.guaranteed | wrong, np.where(wrong[:, None], 0.0, found.direction)
-    )  # fmt: skip
 
 
 def _checked(

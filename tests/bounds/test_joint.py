@@ -1,13 +1,15 @@
 """Certificates for many subsets at once agree with those for one, and no perturbation breaks them."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
+import bounds.joint
 from bounds.certificate import certify_targeted, certify_untargeted
 from bounds.joint import JointCertificates, MarginBounds
-from bounds.must_transfer import must_transfer, must_transfer_curved
+from bounds.must_transfer import Curvature, must_transfer, must_transfer_curved
 
 RADIUS = 0.6
 
@@ -18,9 +20,9 @@ def random_margins(seed=0, *, n=80, models=3, labels=3, dimension=4):
     return margins, rng.normal(size=(n, models, labels, dimension))
 
 
-def joint(margins, gradients, norm, *, targeted=False, matrices=None):
+def joint(margins, gradients, norm, *, targeted=False, matrices=None, refuted=None):
     order = 2 if norm == "l2" else 1
-    bounds = []
+    models = []
     for i in range(margins.shape[1]):
         bend = (
             0.0 if matrices is None else np.linalg.eigvalsh(matrices[:, i])[..., -1].clip(0) * RADIUS**2 / 2
@@ -33,8 +35,8 @@ def joint(margins, gradients, norm, *, targeted=False, matrices=None):
             def quadratic(samples, chosen, i=i):
                 return margins[samples, i, chosen], matrices[samples, i, chosen]
 
-        bounds.append(MarginBounds(offsets, gradients[:, i], floors, quadratic))
-    return JointCertificates(bounds, RADIUS, norm, targeted=targeted)
+        models.append(MarginBounds(offsets, gradients[:, i], floors, quadratic))
+    return JointCertificates(models, RADIUS, norm, targeted=targeted, refuted=refuted)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -109,7 +111,8 @@ def test_curved_steps_fool_and_find_more_than_the_affine_ones():
     matrices = matrices + matrices.swapaxes(-1, -2)
     top = np.linalg.eigvalsh(matrices)[..., -1]
     plain = must_transfer(margins, gradients, top, RADIUS)
-    curved = must_transfer_curved(margins, gradients, matrices, RADIUS, plain.direction)
+    curvature = written_out(matrices)
+    curved = must_transfer_curved(margins, gradients, curvature, RADIUS, plain.direction)
     step = curved.direction
     bend = np.einsum("nd,nide,ne->ni", step, matrices, step) / 2
     heights = margins + np.einsum("nd,nid->ni", step, gradients) + bend
@@ -117,5 +120,70 @@ def test_curved_steps_fool_and_find_more_than_the_affine_ones():
     assert (np.linalg.norm(step, axis=1) <= RADIUS).all()
     assert (curved.guaranteed | ~plain.guaranteed).all()
     assert curved.guaranteed.sum() > plain.guaranteed.sum() > 0
-    with pytest.raises(ValueError, match=r"matrices \(n, N, d, d\) and steps \(n, d\)"):
-        must_transfer_curved(margins, gradients, matrices[:, :1], RADIUS, plain.direction)
+    with pytest.raises(ValueError, match=r"steps \(n, d\), sizes and dips \(n, N\) .* got .*\(80, 1\)"):
+        must_transfer_curved(margins, gradients, written_out(matrices[:, :1]), RADIUS, plain.direction)
+
+
+def written_out(matrices):
+    """What the steps' search asks of curvature matrices (n, N, d, d)."""
+    return Curvature(
+        lambda samples, steps: (matrices[samples] @ steps[:, None, :, None])[..., 0],
+        np.linalg.norm(matrices, axis=(2, 3)),
+        np.maximum(-np.linalg.eigvalsh(matrices)[..., 0], 0.0),
+    )
+
+
+def test_samples_without_a_step_leave_the_search_at_once_and_none_is_lost():
+    """The tangent's test against a search that never gives up, on margins of all curvatures."""
+    margins, gradients = random_margins(7, n=400, labels=1, dimension=4)
+    margins, gradients = margins[:, :2, 0], gradients[:, :2, 0]
+    rng = np.random.default_rng(8)
+    matrices = rng.normal(size=(*gradients.shape, 4))
+    matrices = 0.1 * (matrices + matrices.swapaxes(-1, -2))
+    curvature, start, asked = written_out(matrices), np.zeros((400, 4)), []
+
+    def counted(samples, steps):
+        asked.append(len(samples))
+        return curvature.push(samples, steps)
+
+    never = dataclasses.replace(curvature, dips=np.full_like(curvature.dips, np.inf))
+    patient = must_transfer_curved(margins, gradients, never, RADIUS, start)
+    quick = must_transfer_curved(
+        margins, gradients, dataclasses.replace(curvature, push=counted), RADIUS, start
+    )
+    np.testing.assert_array_equal(quick.guaranteed, patient.guaranteed)
+    assert 50 < quick.guaranteed.sum() < 350
+    assert asked[0] == 400
+    # What is neither found nor given up is a small rest.
+    assert asked[-1] < 0.5 * (400 - quick.guaranteed.sum())
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_refuted_samples_are_not_looked_at_and_the_others_as_before(targeted, monkeypatch):
+    margins, gradients = random_margins(9)
+    margins = margins - 1.4 if targeted else margins
+    subsets = [(0, 1, 2), (1, 2), (0, 1), (0,)]
+    plain = joint(margins, gradients, "l2", targeted=targeted)
+    refuted = {subset: ~plain.certified(subset) for subset in subsets}
+    looked_at = []
+    real = bounds.joint.transfer_certificate
+
+    def counted(offsets, *others):
+        looked_at.append(len(offsets))
+        return real(offsets, *others)
+
+    monkeypatch.setattr(bounds.joint, "transfer_certificate", counted)
+    rows = []
+    for known in (None, refuted):
+        looked_at.clear()
+        found = joint(margins, gradients, "l2", targeted=targeted, refuted=known)
+        for subset in subsets:
+            np.testing.assert_array_equal(found.certified(subset), plain.certified(subset))
+        rows.append(sum(looked_at))
+    assert 0 < rows[1] < 0.7 * rows[0]
+    # A sample is looked at for a pair as long as it is open for the triple, and certified for neither.
+    wanted = bounds.joint.wanted((0, 1), refuted, 80)
+    np.testing.assert_array_equal(wanted, ~refuted[0, 1, 2] | ~refuted[0, 1])
+    everything = {subset: np.ones(80, dtype=bool) for subset in subsets}
+    nothing = joint(margins, gradients, "l2", targeted=targeted, refuted=everything)
+    assert nothing.certified((0, 1)).sum() < plain.certified((0, 1)).sum()

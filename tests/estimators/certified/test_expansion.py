@@ -9,6 +9,7 @@ from estimators.certified import read_network
 from estimators.certified.activations import gelu, silu, softplus, tanh
 from estimators.certified.expansion import _merged_columns, expand
 from estimators.certified.operators import Composition, Convolution
+from estimators.certified.quadratic import quadratic_bounds
 from estimators.certified.remainder import largest_scaled, mean_bend, spectral_bound
 
 SEEDS = range(8)
@@ -42,10 +43,11 @@ def gaps(seed, random_network, norm, radius, *, smooth):
     value = lambda points: model(points) @ seeds[0, label]  # noqa: E731
     pairs = []
     generator = torch.Generator().manual_seed(seed)
-    quadratic = found.has_matrices
-    if quadratic:
+    quadratic = quadratic_bounds(found, 1.0)
+    if quadratic is not None:
         every = torch.arange(len(x))
-        matrix, constant = found.quadratic(every, torch.full_like(every, label))
+        matrix = quadratic.matrices(every, torch.full_like(every, label))
+        constant = quadratic.constants[:, label]
 
     def affine_gap(points):
         step = (points - x).flatten(1)
@@ -58,7 +60,7 @@ def gaps(seed, random_network, norm, radius, *, smooth):
         linear = found.values[:, label] + (found.gradients[:, label] * step).sum(1)
         return value(points) - linear + bend + constant
 
-    for gap in [affine_gap, quadratic_gap] if quadratic else [affine_gap]:
+    for gap in [affine_gap] if quadratic is None else [affine_gap, quadratic_gap]:
         pairs.append(gap(descended(gap, x, radius, norm, generator)).detach())
     return torch.stack(pairs, 1), found.values.abs().max()
 
@@ -111,11 +113,36 @@ def test_units_beyond_the_limit_fall_back_on_norms(random_network, monkeypatch):
     held = expand(network, x, 0.2, "l2").functionals(seeds)
     monkeypatch.setattr("estimators.certified.expansion.ROW_ENTRIES", 0)
     loose = expand(network, x, 0.2, "l2").functionals(seeds)
-    assert not loose.has_matrices
+    assert quadratic_bounds(held, 1.0) is not None
+    assert quadratic_bounds(loose, 1.0) is None
     assert bool((loose.fall >= held.fall * (1 - 1e-9)).all())
     assert float(loose.fall.sum()) > 1.05 * float(held.fall.sum())
     found, _ = gaps(6, lambda *_, **__: (model, x, classes), "l2", 0.2, smooth=True)
     assert float(found.min()) >= -1e-9
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_matrices_need_not_be_written_out(random_network, sign):
+    """The bound after a step, Q d, the size of Q and its dips, beside Q itself."""
+    for seed in range(0, 12, 2):
+        model, x, classes = random_network(seed)
+        seeds = torch.randn(len(x), 3, classes, generator=torch.Generator().manual_seed(seed)).double()
+        found = quadratic_bounds(expand(read_network(model, x), x, 0.5, "l2").functionals(seeds), sign)
+        samples, labels = torch.cartesian_prod(torch.arange(4), torch.arange(3)).T
+        matrices = found.matrices(samples, labels).reshape(4, 3, x.shape[1], -1)
+        steps = torch.randn(4, 2, x.shape[1], generator=torch.Generator().manual_seed(1)).double()
+        f = found.functionals
+        linear = sign * (f.values.unsqueeze(1) + steps @ f.gradients.mT) - found.constants.unsqueeze(1)
+        bend = torch.einsum("nsd,nlde,nse->nsl", steps, matrices, steps) / 2
+        torch.testing.assert_close(found.at(steps), linear - bend)
+        for chosen in (torch.arange(4), torch.tensor([1, 3])):
+            labels = torch.tensor([[2, 0]]).expand(len(chosen), -1)
+            pushed = found.pushed(chosen, labels, steps[chosen, 0])
+            expected = torch.einsum("nlde,ne->nld", matrices[chosen][:, [2, 0]], steps[chosen, 0])
+            torch.testing.assert_close(pushed, expected)
+        values = torch.linalg.eigvalsh(matrices)
+        assert bool((found.sizes >= values.abs().amax(2)).all())
+        assert bool((found.dips >= -values[:, :, 0] * (1 - 1e-9)).all())
 
 
 def test_the_test_of_schur_bounds_the_largest_eigenvalue():

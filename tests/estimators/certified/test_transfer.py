@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from empirical.models import SOFTPLUS_THRESHOLD
 from estimators.certified import certify_groups, certify_transfer, read_network
+from estimators.certified.ball_margins import refuted
 
 ACTIVATIONS = {"relu": nn.ReLU, "softplus": lambda: nn.Softplus(1.0, SOFTPLUS_THRESHOLD), "tanh": nn.Tanh}
 
@@ -157,6 +158,33 @@ def test_groups_agree_with_single_calls_and_with_each_other(trained, digits, tar
     steps = x + torch.from_numpy(two.fooled.direction)
     fooled = [fools([model], steps, y, target) for model in models]
     assert (np.sum(fooled, axis=0) >= 2)[two.fooled.guaranteed].all()
+
+
+@pytest.mark.parametrize(
+    ("target", "norm", "radius"), [(None, "l2", 0.2), (3, "l2", 0.25), (None, "linf", 0.05)]
+)
+def test_samples_refuted_by_a_step_are_those_that_no_certificate_is_found_for(
+    trained, digits, monkeypatch, target, norm, radius
+):
+    """Looking for certificates everywhere finds the same ones, and the steps save most of the looking."""
+    models, (x, y) = trained("softplus"), (digits[0][:80], digits[1][:80])
+    groups = [((0,), 1), ((1,), 1), ((0, 1), 2)]
+    found = certify_groups(models, x, y, radius, groups, target=target, norm=norm)
+    kept = {}
+
+    def nothing(members, subsets, *others, **more):
+        kept.update(refuted(members, subsets, *others, **more))
+        return dict.fromkeys(subsets, np.zeros(len(x), dtype=bool))
+
+    monkeypatch.setattr("estimators.certified.transfer.refuted", nothing)
+    everywhere = certify_groups(models, x, y, radius, groups, target=target, norm=norm)
+    for quick, slow, (group, _) in zip(found, everywhere, groups, strict=True):
+        assert (quick.certificate == slow.certificate).all()
+        assert (quick.fooled.guaranteed == slow.fooled.guaranteed).all()
+        lost = ~slow.certificate
+        assert 0 < lost.sum() < len(x)
+        assert kept[group][lost].mean() > 0.8
+        assert not kept[group][~lost].any()
 
 
 def test_what_an_attack_found_lifts_the_lower_end(trained, digits):
