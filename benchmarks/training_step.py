@@ -77,7 +77,7 @@ def ours(name: str, x: Tensor, y: Tensor, objective: TRS | TRSOfficial, fast: bo
     """Our step as `empirical.training` makes it, with Adam."""
     members = ensemble(name, x.device)
     weights = list(members.parameters())
-    optimizer = torch.optim.Adam(weights)
+    optimizer = torch.optim.Adam(weights, fused=fast)
 
     def step() -> float:
         loss = objective(members, x, y, Step(fast=fast))

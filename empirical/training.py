@@ -178,7 +178,9 @@ def _initial_ensemble(config: TrainingConfig, data: Dataset) -> Ensemble:
 def _make_optimizer(config: TrainingConfig, ensemble: nn.Module) -> torch.optim.Optimizer:
     weights = ensemble.parameters()
     if config.optimizer == "adam":
-        return torch.optim.Adam(weights, config.lr, eps=config.adam_epsilon, weight_decay=config.weight_decay)
+        return torch.optim.Adam(
+            weights, config.lr, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=config.fast
+        )
     return torch.optim.SGD(weights, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 

@@ -19,6 +19,7 @@ MODELS = {
     "wide first layer": (ModelConfig("mlp", "tanh", (30,)), (1, 4, 4)),
     "linear": (ModelConfig("linear"), (16,)),
     "mirrored kernel": (ModelConfig("lenet", "softplus(5)"), (2, 4, 4)),
+    "pooled maxima": (ModelConfig("lenet", "leaky_relu(0.2)"), (1, 4, 6)),
     "folded normalisation": (None, (1, 4, 4)),
 }
 
@@ -139,6 +140,28 @@ def test_any_convolution_folds(layer, affine):
         chain(3 + 2 * torch.randn(8, layer.in_channels, 7, 7))  # running statistics that say something
     x = torch.rand(2, layer.in_channels, 7, 7)
     torch.testing.assert_close(rewriting.folded(chain.eval())(x), chain(x))
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 5])
+@pytest.mark.parametrize("size", [(8, 12), (6, 8), (7, 8)])
+def test_convolution_in_blocks_of_pixels(outputs, size):
+    torch.manual_seed(0)
+    x, weight = torch.rand(2, 3, *size), torch.rand(outputs, 3, 3, 5)
+    found = rewriting._correlation(x, weight, torch.arange(outputs).float(), (1, 2))
+    expected = nn.functional.conv2d(x, weight, torch.arange(outputs).float(), 1, (1, 2))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("slope", [0.3, -0.3])
+def test_maxima_are_pooled_first_only_where_the_order_stays(slope):
+    torch.manual_seed(0)
+    chain = nn.Sequential(nn.LeakyReLU(slope), nn.MaxPool2d(2))
+    x = torch.randint(-2, 2, (3, 2, 6, 6)).float().requires_grad_()  # ties too
+    expected, found = (
+        (network(x), *torch.autograd.grad(network(x).sum(), x))
+        for network in (chain, rewriting.folded(chain))
+    )
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
