@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from itertools import product
 from numbers import Real
 from typing import Any
@@ -158,13 +159,19 @@ def _validated(statement: Statement, quantities: Mapping[str, float | Estimate])
         raise ValueError(
             f"{statement.id}: missing {', '.join(missing)}; expected {', '.join(statement.names)}"
         )
-    known = set(COMMON) | {name for other in STATEMENTS.values() for name in other.names} | set(own)
-    unknown = [name for name in quantities if name not in known]
+    foreign = [name for name in quantities if name not in own]
+    unknown = [name for name in foreign if name not in _names()] if foreign else []
     if unknown:
         raise ValueError(
             f"{statement.id}: unknown {', '.join(unknown)}; expected {', '.join(statement.names)}"
         )
     return {name: _estimate(statement.id, own[name], quantities[name]) for name in own if name in quantities}
+
+
+@cache
+def _names() -> frozenset[str]:
+    """The quantities of all statements."""
+    return frozenset(COMMON).union(*(statement.names for statement in STATEMENTS.values()))
 
 
 def _estimate(statement: str, quantity: Quantity, given: float | Estimate) -> Estimate:

@@ -192,7 +192,7 @@ class Statement:
             *(h.margin for h in self.checkable),
         ]
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the quantities, in order."""
         return tuple(quantity.name for quantity in self.quantities)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -33,6 +33,7 @@ from empirical.comparison.attacker import Attacker
 from empirical.comparison.benign import accuracy, benign_summary, readable_network
 from empirical.comparison.frontier import Certify, frontiers
 from empirical.comparison.joint_rows import JointRows
+from empirical.comparison.joint_rows import certify as certify_subsets
 from empirical.comparison.pair_rows import REMAINDER, SEGMENT, PairRows
 from empirical.comparison.results import EnsembleResult
 from empirical.comparison.rows import JointRow, Row
@@ -104,31 +105,40 @@ def compare(
     about = Distribution(support, confidence)
     points = measure_points(members, data.x, data.y, target=target_label)
     networks = [readable_network(member, data.x) for member in members]
-    rows: list[Row] = []
-    joint: list[JointRow] = []
-    matrices: list[TransferMatrix] = []
+    readable = networks if certificates else [None] * len(members)
+    modes = [
+        _Mode(
+            PairRows(name, members, networks, data, points, target, about),
+            JointRows(name, members, readable, data, target, about),
+        )
+        for target in (None, target_label)
+    ]
     certify: dict[tuple[str, str], Certify] = {}
     first = next(name for name, each in attacks.items() if not isinstance(each, JointAttack))
-    for target in (None, target_label):
-        of_pairs = PairRows(name, members, networks, data, points, target, about)
-        readable = networks if certificates else [None] * len(members)
-        of_subsets = JointRows(name, members, readable, data, target, about)
-        for norm, radii in (("l2", eps), ("linf", linf_eps)):
-            if of_subsets.certifiable and radii:
-                certify[of_subsets.mode, norm] = partial(of_subsets.rates, norm)
-            attacker = Attacker(members, data, attacks, norm, target, pixel_range)
-            for radius in sorted(map(float, radii)):
-                progress(f"{name}: {of_pairs.mode}, {norm} radius {radius:g}")
+    for norm, radii in (("l2", eps), ("linf", linf_eps)):
+        for each in modes:
+            if each.of_subsets.certifiable and radii:
+                certify[each.of_subsets.mode, norm] = partial(each.of_subsets.rates, norm)
+        attackers = [
+            Attacker(members, data, attacks, norm, each.of_subsets.target, pixel_range) for each in modes
+        ]
+        for radius in sorted(map(float, radii)):
+            progress(f"{name}: {norm} radius {radius:g}, certificates")
+            certified = certify_subsets([each.of_subsets for each in modes], norm, radius)
+            for each, attacker, balls in zip(modes, attackers, certified, strict=True):
+                progress(f"{name}: {norm} radius {radius:g}, {each.of_pairs.mode} attacks")
                 attacked = attacker.attack(radius)
                 # Intervals in a matrix always tell what the set says about the population it came from.
-                matrices += [
+                each.matrices += [
                     matrix_from_attacks(members, data, results, confidence=confidence)
                     for results in attacked.on_members.values()
                 ]
                 for attack, pairs, x_adv in attacked.by_pairs():
                     stand_ins = (SEGMENT, REMAINDER) if attack == first else (REMAINDER,)
-                    rows += of_pairs.rows(attack, norm, radius, x_adv, pairs, stand_ins)
-                joint += of_subsets.rows(norm, radius, attacked)
+                    each.rows += each.of_pairs.rows(attack, norm, radius, x_adv, pairs, stand_ins)
+                each.joint += each.of_subsets.rows(norm, radius, attacked, balls)
+    rows = [row for each in modes for row in each.rows]
+    joint = [row for each in modes for row in each.joint]
     progress(f"{name}: robust accuracy of the ensemble")
     robustness = [
         {
@@ -147,11 +157,22 @@ def compare(
         kinks=tuple(dict.fromkeys(layer for member in members for layer in estimators.kinks(member))),
         robustness=tuple(robustness),
         benign=benign_summary(members, networks, data, points),
-        matrices=tuple(matrix.to_json() for matrix in matrices),
+        matrices=tuple(matrix.to_json() for each in modes for matrix in each.matrices),
         rows=tuple(rows),
         joint=tuple(joint),
         frontiers=frontiers(rows, joint, len(members), certify),
     )
+
+
+@dataclass
+class _Mode:
+    """One mode of attack: what measures it, and what was measured so far."""
+
+    of_pairs: PairRows
+    of_subsets: JointRows
+    rows: list[Row] = field(default_factory=list)
+    joint: list[JointRow] = field(default_factory=list)
+    matrices: list[TransferMatrix] = field(default_factory=list)
 
 
 def _check_arguments(

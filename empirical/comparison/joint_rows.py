@@ -18,7 +18,7 @@ from empirical.comparison.pair_rows import TARGETED, UNTARGETED
 from empirical.comparison.rows import JointRow
 from empirical.data import Split
 from estimators.batching import double_copy
-from estimators.certified import BallTransfer, certify_groups
+from estimators.certified import BallTransfer, certify_goals
 from estimators.certified.network import Network
 from estimators.distribution import Distribution
 
@@ -47,33 +47,28 @@ class JointRows:
         right = torch.stack([predict(member, self.x) == data.y for member in self.members])
         self.right = right if target is None else right & (data.y != target)
 
-    def rows(self, norm: str, eps: float, attacked: Attacked) -> list[JointRow]:
-        """A row for every subset of the members, from all attacks in the ball of that norm and radius."""
+    def rows(
+        self, norm: str, eps: float, attacked: Attacked, certified: dict[Subset, BallTransfer]
+    ) -> list[JointRow]:
+        """A row for every subset of the members, from all attacks in the ball of that norm and radius.
+
+        Args:
+            norm: Norm of the ball.
+            eps: Its radius.
+            attacked: The attacks.
+            certified: From `certify`, for this mode.
+        """
         attacks: dict[str, list[Built]] = {}
         for attack, models, x_adv in attacked.by_members():
             attacks.setdefault(attack, []).append((models, self._fooled(x_adv)))
-        certified = self.certify(norm, eps)
         return [self._row(norm, eps, subset, attacks, certified) for subset in subsets(len(self.members))]
-
-    def certify(self, norm: str, eps: float, *, inner: bool = True) -> dict[Subset, BallTransfer]:
-        """What is certain of every member alone and of every subset: nothing where a layer has no bounds."""
-        groups: list[Subset] = [((index,), 1) for index in range(len(self.members))]
-        groups += subsets(len(self.members))
-        if self.certifiable:
-            found = certify_groups(
-                self.networks, self.x, self.y, eps, groups, target=self.target, norm=norm, inner=inner  # type: ignore[arg-type]
-            )  # fmt: skip
-            return dict(zip(groups, found, strict=True))
-        never = np.zeros(len(self.y), dtype=bool)
-        nothing = MustTransfer(never, np.zeros((len(never), 0)))
-        return {group: BallTransfer(never, nothing, self._eligible(group)) for group in groups}
 
     def rates(self, norm: str, eps: float) -> dict[Subset, float]:
         """R2 of every subset, with its confidence for a population."""
         support, confidence = self.about.support, self.about.confidence
         return {
             subset: ball.rate(support=support, confidence=confidence).upper
-            for subset, ball in self.certify(norm, eps, inner=False).items()
+            for subset, ball in certify([self], norm, eps, inner=False)[0].items()
         }
 
     def _row(
@@ -130,5 +125,25 @@ class JointRows:
         reached = torch.stack([predict(member, x_adv.double()) for member in self.members])
         return reached != self.y if self.target is None else reached == self.target
 
-    def _eligible(self, subset: Subset) -> np.ndarray:
-        return self.right[list(subset[0])].all(0).cpu().numpy()
+    def uncertified(self, group: Subset) -> BallTransfer:
+        """Nothing is certain of these members."""
+        never = np.zeros(len(self.y), dtype=bool)
+        eligible = self.right[list(group[0])].all(0).cpu().numpy()
+        return BallTransfer(never, MustTransfer(never, np.zeros((len(never), 0))), eligible)
+
+
+def certify(
+    modes: Sequence[JointRows], norm: str, eps: float, *, inner: bool = True
+) -> list[dict[Subset, BallTransfer]]:
+    """What is certain of every member alone and of every subset, in each mode of attack on one ensemble.
+
+    Nothing where a layer has no bounds.
+    """
+    one = modes[0]
+    groups: list[Subset] = [((index,), 1) for index in range(len(one.members))]
+    groups += subsets(len(one.members))
+    if not one.certifiable:
+        return [{group: mode.uncertified(group) for group in groups} for mode in modes]
+    targets = [mode.target for mode in modes]
+    found = certify_goals(one.networks, one.x, one.y, eps, groups, targets, norm=norm, inner=inner)  # type: ignore[arg-type]
+    return [dict(zip(groups, each, strict=True)) for each in found]

@@ -14,7 +14,7 @@ from estimators.certified.network import Network, UnsupportedLayer, read_network
 from estimators.certified.ranges import logit_gap_ranges, loss_range
 from estimators.certified.segment import SegmentBounds, segment_bounds, segment_smoothness
 from estimators.certified.smoothness import certified_smoothness
-from estimators.certified.transfer import BallTransfer, certify_groups, certify_transfer
+from estimators.certified.transfer import BallTransfer, certify_goals, certify_groups, certify_transfer
 from estimators.certified.whole_space import WholeSpaceBounds, whole_space_bounds
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ball_bounds",
     "certified_gradient_range",
     "certified_smoothness",
+    "certify_goals",
     "certify_groups",
     "certify_transfer",
     "cosine_range",

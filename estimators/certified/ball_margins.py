@@ -19,8 +19,7 @@ from bounds.certificate import Norm
 from bounds.dual import Bools, Floats
 from bounds.joint import MarginBounds
 from bounds.must_transfer import must_transfer
-from estimators.certified.expansion import Functionals, dual_norm, expand
-from estimators.certified.network import Network
+from estimators.certified.expansion import Expansion, Functionals, dual_norm
 from estimators.certified.quadratic import QuadraticBounds, quadratic_bounds
 
 # Symmetric eigenvalue problems are solved up to this input size.
@@ -70,24 +69,18 @@ class BallMargins:
         return (beaten.all(2) if targeted else beaten.any(2)).cpu().numpy()
 
 
-def ball_margins(
-    network: Network, x: Tensor, y: Tensor, aim: Tensor, radius: float, norm: Norm, *, targeted: bool
-) -> BallMargins:
+def ball_margins(expansion: Expansion, y: Tensor, aim: Tensor, *, targeted: bool) -> BallMargins:
     """Bound a network's margins over balls, as far as it is cheap.
 
     Args:
-        network: The network.
-        x: Centres (n, *shape), float64.
+        expansion: The network over the balls.
         y: True labels (n,).
         aim: Labels (n,) that the margins are about: the true ones, or those that a targeted attack wants.
-        radius: Radius, at least 0.
-        norm: Of the balls.
         targeted: Untargeted, margin k is z_y - z_k; targeted it is z_k - z_t, and all have to be overcome.
     """
-    expansion = expand(network, x, radius, norm)
-    classes = network.classes
-    identity = torch.eye(classes, dtype=x.dtype, device=x.device)
-    others = torch.arange(classes, device=x.device).expand(len(y), -1)
+    radius, norm, logits = expansion.radius, expansion.norm, expansion.logits
+    identity = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
+    others = torch.arange(len(identity), device=logits.device).expand(len(y), -1)
     others = others[others != aim.unsqueeze(1)].reshape(len(y), -1)
     seeds = identity[aim].unsqueeze(1) - identity[others]
     margins = expansion.functionals(-seeds if targeted else seeds)
@@ -95,7 +88,7 @@ def ball_margins(
     below, above = (quadratic_bounds(margins, sign) if affordable else None for sign in (1.0, -1.0))
     offsets = margins.values - margins.fall
     floors = torch.maximum(_lowest(offsets, margins.gradients, radius, norm), margins.values - margins.moves)
-    right = expansion.logits.argmax(1) == y
+    right = logits.argmax(1) == y
     numbers = (margins.values, margins.gradients, margins.rise, offsets, floors, right)
     return BallMargins(margins, below, above, *(each.cpu().numpy() for each in numbers))
 

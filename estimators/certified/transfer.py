@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from bounds.certificate import Norm
@@ -23,7 +24,7 @@ from bounds.must_transfer import MustTransfer
 from bounds.transfer_rate import certified_transfer_rate
 from estimators.batching import DEFAULT_BATCH, Support, check_inputs, check_labels, check_target
 from estimators.certified.ball_margins import ball_margins, refined, refuted
-from estimators.certified.expansion import ROW_ENTRIES
+from estimators.certified.expansion import ROW_ENTRIES, Expansion, expand
 from estimators.certified.must_fool import must_fool
 from estimators.certified.network import Network, Pointwise, read_network
 
@@ -133,12 +134,57 @@ def certify_groups(
         ValueError: If shapes, labels, classes, the radius, the norm or a group do not fit, or a layer is not
             supported.
     """
-    networks, y, aim = _checked(models, x, y, radius, groups, target, norm, batch_size)
+    return certify_goals(
+        models, x, y, radius, groups, [target], norm=norm, inner=inner, batch_size=batch_size
+    )[0]
+
+
+def certify_goals(
+    models: Sequence[nn.Module | Network],
+    x: Tensor,
+    y: Tensor,
+    radius: float,
+    groups: Sequence[tuple[Sequence[int], int]],
+    targets: Sequence[Tensor | int | None],
+    *,
+    norm: Norm = "l2",
+    inner: bool = True,
+    batch_size: int = DEFAULT_BATCH,
+) -> list[list[BallTransfer]]:
+    """What `certify_groups` says for several goals of the attack: the models are expanded once for all.
+
+    Args:
+        models: As for `certify_transfer`.
+        x: As for `certify_transfer`.
+        y: As for `certify_transfer`.
+        radius: As for `certify_transfer`.
+        groups: As for `certify_groups`.
+        targets: The goals, each as `target` of `certify_transfer`.
+        norm: As for `certify_transfer`.
+        inner: As for `certify_groups`.
+        batch_size: As for `certify_transfer`.
+
+    Returns:
+        For each goal one result for each group.
+
+    Raises:
+        TypeError: If x is not floating-point or the labels not integer.
+        ValueError: If shapes, labels, classes, the radius, the norm or a group do not fit, or a layer is not
+            supported.
+    """
+    networks, y, aims = _checked(models, x, y, radius, groups, targets, norm, batch_size)
     at_once = min(batch_size, *(_samples_at_once(network) for network in networks))
-    parts = [
-        _certify(networks, *part, radius, groups, norm, targeted=target is not None, inner=inner)
-        for part in zip(x.detach().double().split(at_once), y.split(at_once), aim.split(at_once), strict=True)
-    ]
+    parts: list[list[list[BallTransfer]]] = [[] for _ in targets]
+    for rows in torch.arange(len(x), device=x.device).split(at_once):
+        expansions = [expand(network, x[rows].detach().double(), radius, norm) for network in networks]
+        for target, aim, found in zip(targets, aims, parts, strict=True):
+            targeted = target is not None
+            found.append(_certify(expansions, y[rows], aim[rows], groups, targeted=targeted, inner=inner))
+    return [_joined(found) for found in parts]
+
+
+def _joined(parts: Sequence[Sequence[BallTransfer]]) -> list[BallTransfer]:
+    """The results of each group, for the samples of all parts."""
     return [
         BallTransfer(
             np.concatenate([one.certificate for one in column]),
@@ -153,18 +199,16 @@ def certify_groups(
 
 
 def _certify(
-    networks: Sequence[Network],
-    x: Tensor,
+    expansions: Sequence[Expansion],
     y: Tensor,
     aim: Tensor,
-    radius: float,
     groups: Sequence[tuple[Sequence[int], int]],
-    norm: Norm,
     *,
     targeted: bool,
     inner: bool,
 ) -> list[BallTransfer]:
-    members = [ball_margins(network, x, y, aim, radius, norm, targeted=targeted) for network in networks]
+    radius, norm = expansions[0].radius, expansions[0].norm
+    members = [ball_margins(expansion, y, aim, targeted=targeted) for expansion in expansions]
     subsets = {
         subset: None for group, size in groups for subset in itertools.combinations(sorted(group), size)
     }
@@ -207,11 +251,11 @@ def _checked(
     y: Tensor,
     radius: float,
     groups: Sequence[tuple[Sequence[int], int]],
-    target: Tensor | int | None,
+    targets: Sequence[Tensor | int | None],
     norm: Norm,
     batch_size: int,
-) -> tuple[list[Network], Tensor, Tensor]:
-    """The models read, the labels, and the labels that the margins are about, all checked."""
+) -> tuple[list[Network], Tensor, list[Tensor]]:
+    """The models read, the labels, and for each goal the labels that the margins are about, all checked."""
     if not models:
         raise ValueError("expected at least one model, got none")
     if norm not in ("l2", "linf"):
@@ -236,8 +280,8 @@ def _checked(
             f"got {sorted(classes)} classes, and networks for samples {sorted(shapes)}"
         )
     y = check_labels(y, x, min(classes))
-    aim = y if target is None else check_target(target, x, min(classes))
-    return [one if isinstance(one, Network) else read_network(one, x) for one in models], y, aim
+    aims = [y if target is None else check_target(target, x, min(classes)) for target in targets]
+    return [one if isinstance(one, Network) else read_network(one, x) for one in models], y, aims
 
 
 def _samples_at_once(network: Network) -> int:

@@ -179,15 +179,15 @@ def test_no_attack_exceeds_the_certificates(result):
 
 def test_a_missing_curvature_is_found_out(flat_world, monkeypatch):
     """A certificate that calls every point safe is contradicted by the first attack that works."""
-    real = joint_rows.certify_groups
+    real = joint_rows.certify_goals
 
     def boastful(*arguments, **options):
         return [
-            replace(found, certificate=np.ones_like(found.certificate))
-            for found in real(*arguments, **options)
+            [replace(found, certificate=np.ones_like(found.certificate)) for found in of_goal]
+            for of_goal in real(*arguments, **options)
         ]
 
-    monkeypatch.setattr(joint_rows, "certify_groups", boastful)
+    monkeypatch.setattr(joint_rows, "certify_goals", boastful)
     planted = compare(*flat_world, name="flat", eps=(3.0,), target_label=1, attacks=ATTACKS, pixel_range=None)
     assert {row.verdict for row in planted.joint if row.found.value > 0} == {"violated"}
     assert "points that are certified" in planted.joint[0].reason

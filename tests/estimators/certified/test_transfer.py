@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from empirical.models import SOFTPLUS_THRESHOLD
-from estimators.certified import certify_groups, certify_transfer, read_network
+from estimators.certified import certify_goals, certify_groups, certify_transfer, read_network, transfer
 from estimators.certified.ball_margins import refuted
 
 ACTIVATIONS = {"relu": nn.ReLU, "softplus": lambda: nn.Softplus(1.0, SOFTPLUS_THRESHOLD), "tanh": nn.Tanh}
@@ -158,6 +158,23 @@ def test_groups_agree_with_single_calls_and_with_each_other(trained, digits, tar
     steps = x + torch.from_numpy(two.fooled.direction)
     fooled = [fools([model], steps, y, target) for model in models]
     assert (np.sum(fooled, axis=0) >= 2)[two.fooled.guaranteed].all()
+
+
+def test_goals_share_the_expansions_and_nothing_else(trained, digits, monkeypatch):
+    """Untargeted and two targets at once, in batches, beside one at a time."""
+    models, (x, y) = trained("softplus"), (digits[0][:30], digits[1][:30])
+    groups, targets = [((0,), 1), ((0, 1), 2)], [None, 3, (y + 1) % 10]
+    alone = [certify_groups(models, x, y, 0.1, groups, target=target) for target in targets]
+    calls = []
+    real = transfer.expand
+    monkeypatch.setattr(transfer, "expand", lambda *given: calls.append(given) or real(*given))
+    together = certify_goals(models, x, y, 0.1, groups, targets, batch_size=17)
+    assert len(calls) == 4  # two models, two batches
+    for found, expected in zip(itertools.chain(*together), itertools.chain(*alone), strict=True):
+        for name in ("certificate", "eligible"):
+            assert (getattr(found, name) == getattr(expected, name)).all()
+        assert (found.fooled.guaranteed == expected.fooled.guaranteed).all()
+        assert found.fooled.direction.shape == expected.fooled.direction.shape
 
 
 @pytest.mark.parametrize(
