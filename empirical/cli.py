@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from empirical.config import TrainingConfig
+    from empirical.distributed import Workers
 
 METHODS = ("vanilla", "cos-l2", "trs", "certified")
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
@@ -35,7 +36,8 @@ def guarded(
     try:
         return command(options)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        kept = f"; {how_to_go_on} goes on from there" if isinstance(error, ConnectionError) else ""
+        print(f"error: {' '.join(str(error).split())}{kept}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ninterrupted; what was finished is kept: {how_to_go_on} goes on from there", file=sys.stderr)
@@ -198,6 +200,14 @@ def add_plugin_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _bound_vs_empirical(options: argparse.Namespace) -> int:
+    from empirical.distributed import joined
+    from empirical.training import find_device
+
+    with joined(find_device(options.device)) as workers:
+        return _compared(options, workers)
+
+
+def _compared(options: argparse.Namespace, workers: Workers) -> int:
     from tqdm import tqdm
 
     from empirical.comparison import pipeline
@@ -237,18 +247,24 @@ def _bound_vs_empirical(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     folder = options.output or Path("runs") / f"{run}-seed{options.seed}"
+    workers.check_enough(settings.samples)
     pipeline.check_folder(folder, settings)
 
     if not options.checkpoint:
-        trained = pipeline.train_all(configs, data, folder, progress=sys.stderr.isatty())
+        shown = sys.stderr.isatty() and workers.first
+        trained = pipeline.train_all(configs, data, folder, progress=shown, workers=workers)
     steps = len(trained) * (2 * len(settings.eps + settings.linf_eps) + 1)
-    with tqdm(total=steps, disable=None, desc="comparing", unit="part") as bar:
+    with tqdm(total=steps, disable=None if workers.first else True, desc="comparing", unit="part") as bar:
 
         def report(message: str) -> None:
             bar.set_postfix_str(message)
             bar.update()
 
-        comparison = pipeline.run_comparison(trained, data, settings, folder, progress=report)
+        comparison = pipeline.run_comparison(
+            trained, data, settings, folder, progress=report, workers=workers
+        )
+    if not workers.first:
+        return 0
     if options.json:
         print(json.dumps(comparison.to_json(), allow_nan=False))
     else:

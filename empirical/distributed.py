@@ -9,19 +9,22 @@ and the running statistics are averaged, so that such networks train as with sma
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
 
-# How long a process waits for the others: longer than any of them is alone between two exchanges.
-TIMEOUT = timedelta(minutes=30)
+from estimators.sharing import PerSample, sharing
+
+# How long a process waits for the others, which may each be training an ensemble of its own. One that dies is
+# noticed at once: its connections close, or torchrun ends the others.
+TIMEOUT = timedelta(days=2)
 
 
-class WorkerLost(RuntimeError):
+class WorkerLost(ConnectionError):
     """Another process of the run has ended."""
 
 
@@ -30,7 +33,7 @@ class Workers:
     """The processes that work together; a process on its own is the first of one.
 
     Attributes:
-        rank: Number of this process, from 0. The first one writes files.
+        rank: Number of this process, from 0.
         size: Number of processes.
     """
 
@@ -57,35 +60,81 @@ class Workers:
             with torch.no_grad():
                 tensor.copy_(part.view_as(tensor))
 
-    def measure(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Inside, estimators, certificates and attacks are shared out by samples (see `estimators.sharing`).
+
+        Each process calls the same ones on the same whole sets and gets the results for the whole set. Random
+        starts are those of the set, so that it does not matter by how many processes it is shared.
+        """
+        with nullcontext() if self.size == 1 else sharing(self.measure):
+            yield
+
+    def measure(self, function: PerSample, *inputs: Tensor) -> tuple[Tensor, ...]:
         """`function(*inputs)`, with each process computing the rows of its share, and all getting all.
 
+        Where there are fewer samples than processes each computes them all.
+
         Args:
-            function: Per-sample: from tensors (n, ...) to a tensor (n, ...), the same on every process.
-                Random draws of its own (the random starts of PGD) are those of its rows, not of the set.
+            function: Per-sample: from tensors (n, ...) to tensors (n, ...), the same on every process.
             inputs: (n, ...) the whole set, the same on every process.
 
         Raises:
-            ValueError: If there are fewer samples than processes, or the result has not a row a sample.
+            ValueError: If a result has not a row a sample.
             WorkerLost: If a process is gone.
         """
         count = len(inputs[0])
         if count < self.size:
-            raise ValueError(f"expected at least a sample for each of {self.size} processes, got {count}")
+            return function(*inputs)
         rows = self.share(count)
-        mine = function(*(each[rows] for each in inputs))
+        return tuple(self._whole(part, rows, count) for part in function(*(each[rows] for each in inputs)))
+
+    def _whole(self, mine: Tensor, rows: slice, count: int) -> Tensor:
+        """All rows, from those that each process has."""
         if len(mine) != rows.stop - rows.start:
             raise ValueError(f"expected {rows.stop - rows.start} rows, one a sample, got {len(mine)}")
-        if self.size == 1:
-            return mine
         # Every row has one process that knows it; to the others it is 0, and the sum is exact.
-        whole = mine.new_zeros(
-            count, *mine.shape[1:], dtype=torch.uint8 if mine.dtype == torch.bool else None
-        )
+        dtype = torch.uint8 if mine.dtype == torch.bool else mine.dtype
+        whole = torch.zeros(count, *mine.shape[1:], dtype=dtype, device=mine.device)
         whole[rows] = mine
         with _lost_workers():
             distributed.all_reduce(whole)
         return whole.to(mine.dtype)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.rank == 0
+
+    def check_enough(self, samples: int) -> None:
+        """Refuse to share out fewer samples than there are processes.
+
+        Raises:
+            ValueError: If there are.
+        """
+        if samples < self.size:
+            raise ValueError(f"expected a sample for each of {self.size} processes, got {samples}")
+
+    def wait(self) -> None:
+        """Go on when all have come here.
+
+        Raises:
+            WorkerLost: If a process is gone.
+        """
+        self.agree([True])
+
+    def agree(self, flags: Sequence[bool]) -> list[bool]:
+        """The flags of the first process, on every process; none goes on before all have come here.
+
+        Raises:
+            WorkerLost: If a process is gone.
+        """
+        said = torch.tensor([flag and self.first for flag in flags], dtype=torch.float64)
+        self.add([said])
+        return [bool(each) for each in said]
+
+
+ALONE = Workers()
 
 
 @contextmanager
@@ -105,7 +154,7 @@ def launched_rank() -> int:
 def joined(device: torch.device) -> Iterator[Workers]:
     """The processes that torchrun started together with this one; alone where it did not.
 
-    They exchange by nccl on GPUs, each having the one of its local rank, else by gloo.
+    They exchange by nccl what lies on GPUs, each having the one of its local rank, and by gloo what does not.
 
     Raises:
         WorkerLost: If they do not find each other.
@@ -114,12 +163,14 @@ def joined(device: torch.device) -> Iterator[Workers]:
         yield Workers(distributed.get_rank(), distributed.get_world_size())
         return
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Workers()
+        yield ALONE
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     with _lost_workers():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
+        )
     try:
         yield Workers(distributed.get_rank(), distributed.get_world_size())
     finally:

@@ -14,6 +14,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +60,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    workers: Workers | None = None,
 ) -> Ensemble:
     """Train an ensemble.
 
@@ -75,6 +77,7 @@ def train(
         progress: Show a progress bar, if standard error is a terminal.
         on_epoch: Called after every epoch (and its checkpoint) with the epoch's record: number, means of the
             loss and its terms, train accuracies, learning rate at its start.
+        workers: Who shares every batch; unless given, all processes that torchrun started.
 
     Returns:
         The trained ensemble, in evaluation mode, on the device of the run.
@@ -96,7 +99,7 @@ def train(
         raise TrainingError(f"expected the configured data set {config.dataset!r}, got {data.name!r}")
     config.objective.check_fits(config.members, data.classes)
     output = _check_output(output, resume)
-    with joined(device) as workers:
+    with joined(device) if workers is None else nullcontext(workers) as workers:
         _check_shares(config, data, workers)
         run = _Run(config, data.to(device), device, workers)
         if output and resume:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from estimators.batching import batches, check_finite, frozen
+from estimators.batching import check_finite, frozen
 from estimators.gradients import differentiate
 from estimators.hessian import Curvature, noise_vector, top_curvature
 from estimators.losses import LossFunction
+from estimators.sharing import pairs_in_batches
 
 # Ascent may travel this many times its reach in total, enough to cross the ball.
 _TRAVEL = 2.5
@@ -56,10 +57,15 @@ class Trace(NamedTuple):
         return cls(torch.stack(costs).cumsum(0), found.cummax(0).values)
 
 
-def join(traces: Iterable[Trace]) -> Trace:
-    """The traces of several batches of rows as one."""
-    spent, best = zip(*traces, strict=True)
-    return Trace(torch.cat(spent, 1), torch.cat(best, 1))
+def _traced(search: Callable[..., Trace], batch_size: int, y: Tensor, *inputs: Tensor) -> Trace:
+    """The trace of all rows, from a search that goes through as many stages in every batch."""
+
+    def rows(*batch: Tensor) -> tuple[Tensor, Tensor]:
+        trace = search(*batch)
+        return trace.spent.T, trace.best.T
+
+    spent, best = pairs_in_batches(rows, batch_size, y, *inputs)
+    return Trace(spent.T, best.T)
 
 
 def norms_at(
@@ -74,11 +80,12 @@ def norms_at(
 ) -> Trace:
     """Hessian norms at each of several places (n, *shape) of every sample, one place a stage."""
     noise = noise_vector(places[0], seed)
-    traces = []
-    for labels, *parts in batches(y, batch_size, *places):
+
+    def look(labels: Tensor, *parts: Tensor) -> Trace:
         found = [top_curvature(model, loss, part, labels, noise, iterations) for part in parts]
-        traces.append(Trace.of([one.spent for one in found], [one.norms for one in found]))
-    return join(traces)
+        return Trace.of([one.spent for one in found], [one.norms for one in found])
+
+    return _traced(look, batch_size, y, *places)
 
 
 def norm_ascent(
@@ -98,10 +105,9 @@ def norm_ascent(
     generator = torch.Generator().manual_seed(seed)
     starts = [torch.zeros_like(x), *(in_ball(x, radius, generator) for _ in range(points))]
     noise = noise_vector(x, seed)
-    traces = []
-    for labels, centre, *offsets in batches(y, batch_size, x, *starts):
 
-        def curvature(offset: Tensor, centre: Tensor = centre, labels: Tensor = labels) -> Curvature:
+    def climb(labels: Tensor, centre: Tensor, *offsets: Tensor) -> Trace:
+        def curvature(offset: Tensor) -> Curvature:
             return top_curvature(model, loss, centre + offset, labels, noise, iterations)
 
         found = [curvature(offset) for offset in offsets]
@@ -115,8 +121,9 @@ def norm_ascent(
             more_spent, more_seen = _climb_norms(slopes, curvature, start, vectors, radius, steps)
             spent += more_spent
             seen += more_seen
-        traces.append(Trace.of(spent, seen))
-    return join(traces)
+        return Trace.of(spent, seen)
+
+    return _traced(climb, batch_size, y, x, *starts)
 
 
 def quotient_ascent(
@@ -143,8 +150,8 @@ def quotient_ascent(
         first = in_ball(x, radius, generator).flatten(1)
         near = first + in_ball(x, max(spread, closest), generator).flatten(1)
         starts += [first, project(near, radius)]
-    traces = []
-    for labels, centre, *offsets in batches(y, batch_size, x, *starts):
+
+    def climb(labels: Tensor, centre: Tensor, *offsets: Tensor) -> Trace:
         evaluate = pair_slopes(model, loss, centre, labels, closest)
         pairs = torch.stack(offsets).reshape(points, 2, *offsets[0].shape)
         seen = [evaluate(pair)[0] for pair in pairs]
@@ -159,8 +166,9 @@ def quotient_ascent(
             seen += climbed + refined
             spent += [_PAIR_STEP] * len(climbed) + [(2 * _HALVINGS + 1) * _PAIR_STEP]
             spent += [_PAIR_STEP] * (len(refined) - 1)
-        traces.append(Trace.of(spent, seen))
-    return join(traces)
+        return Trace.of(spent, seen)
+
+    return _traced(climb, batch_size, y, x, *starts)
 
 
 def best_pairs(pairs: Tensor, quotients: Tensor, count: int = 1) -> list[Tensor]:

@@ -19,7 +19,6 @@ from bounds.estimate import Estimate
 from estimators.ascent import in_ball, project, unit
 from estimators.batching import (
     DEFAULT_BATCH,
-    batches,
     check_inputs,
     check_labels,
     check_loss,
@@ -28,6 +27,7 @@ from estimators.batching import (
 )
 from estimators.gradients import describe_labels, differentiate
 from estimators.losses import LossFunction, cross_entropy, margin
+from estimators.sharing import pairs_in_batches
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """Inputs (m, *shape) and labels (m,) to one differentiable number per row (m,), NaN where undefined."""
@@ -82,15 +82,13 @@ class BallSearch:
         generator = torch.Generator().manual_seed(self.seed)
         centres = x.detach().double()
         starts = [in_ball(centres, radius, generator) for _ in range(self.points)]
-        found = [
-            torch.stack(
-                [-self._climb(objective, -1, *batch, radius), self._climb(objective, 1, *batch, radius)]
-            )
-            for labels, centre, *offsets in batches(y, batch_size, centres, *starts)
-            for batch in [(labels, centre, [torch.zeros_like(centre), *offsets])]
-        ]
-        low, high = torch.cat(found, 1).reshape(2, *y.shape)
-        return low, high
+
+        def both(labels: Tensor, centre: Tensor, *offsets: Tensor) -> tuple[Tensor, Tensor]:
+            batch = labels, centre, [torch.zeros_like(centre), *offsets]
+            return -self._climb(objective, -1, *batch, radius), self._climb(objective, 1, *batch, radius)
+
+        low, high = pairs_in_batches(both, batch_size, y, centres, *starts)
+        return low.reshape(y.shape), high.reshape(y.shape)
 
     def _climb(
         self,

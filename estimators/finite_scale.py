@@ -21,10 +21,11 @@ from estimators.ascent import (
     project,
     unit,
 )
-from estimators.batching import batches, check_inputs, check_labels, check_loss, double_copy
+from estimators.batching import check_inputs, check_labels, check_loss, double_copy
 from estimators.gradients import describe_labels
 from estimators.hessian import HESSIAN_BATCH
 from estimators.losses import LossFunction
+from estimators.sharing import pairs_in_batches
 
 # Below this distance, for points of size 1, a quotient in float64 starts to show the gradients' rounding.
 SMALLEST_SCALE = torch.finfo(torch.float64).eps ** 0.5
@@ -105,14 +106,16 @@ def finite_scale_smoothness(
     for _ in range(points):
         middle, direction = (in_ball(x, radius, generator).flatten(1) for _ in range(2))
         starts += list(_at_distance(torch.stack([middle + direction, middle - direction]), scales[0], radius))
-    found = []
-    for labels, centre, *offsets in batches(y, batch_size, x, *starts):
+
+    def search(labels: Tensor, centre: Tensor, *offsets: Tensor) -> tuple[Tensor]:
         evaluate = pair_slopes(model, loss, centre, labels, 0.0)
         pairs = torch.stack(offsets).reshape(points, 2, *offsets[0].shape)
         chosen = best_pairs(pairs, torch.stack([evaluate(pair)[0] for pair in pairs]), CLIMBERS)
         descents = [_descend(evaluate, pair, scales, radius, steps) for pair in chosen]
-        found.append(torch.stack(descents).amax(0))
-    seen = torch.cat(found, 1).cummax(0).values
+        return (torch.stack(descents).amax(0).T,)
+
+    (found,) = pairs_in_batches(search, batch_size, y, x, *starts)
+    seen = found.T.cummax(0).values
     text = (
         f"beta_h at scale h = {scale:g}, not beta: largest gradient quotient over pairs at least h apart, "
         f"by ascent and halving in l2 balls of radius {radius:g}, {len(x)} samples, {describe_labels(y)}, "

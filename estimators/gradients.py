@@ -20,6 +20,7 @@ from estimators.batching import (
 )
 from estimators.distribution import Distribution
 from estimators.losses import LossFunction, cross_entropy, margin
+from estimators.sharing import shared
 
 
 def differentiate(values: Tensor, x: Tensor, *, create_graph: bool = False) -> Tensor:
@@ -52,8 +53,12 @@ def input_gradients(
     classes = check_inputs((model,), x, batch_size)
     y = check_labels(y, x, classes, several=True)
     check_loss(loss, model, x, classes)
-    rows = [gradient for _, gradient in _value_gradients(model, loss, x, y, batch_size)]
-    return torch.cat(rows).reshape(*y.shape, *x.shape[1:])
+
+    def gradients(x: Tensor, y: Tensor) -> tuple[Tensor]:
+        rows = [gradient for _, gradient in _value_gradients(model, loss, x, y, batch_size)]
+        return (torch.cat(rows).reshape(*y.shape, *x.shape[1:]),)
+
+    return shared(gradients, x, y)[0]
 
 
 def gradient_directions(
@@ -80,8 +85,12 @@ def gradient_directions(
 
 def gradient_norms(model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, *, batch_size: int) -> Tensor:
     """l2 norm of each loss gradient, (n,) or (n, L) in float64, for inputs that are checked already."""
-    found = [norms for _, norms in gradient_directions(model, loss, x, y, batch_size=batch_size)]
-    return torch.cat(found).reshape(y.shape)
+
+    def norms(x: Tensor, y: Tensor) -> tuple[Tensor]:
+        found = [each for _, each in gradient_directions(model, loss, x, y, batch_size=batch_size)]
+        return (torch.cat(found).reshape(y.shape),)
+
+    return shared(norms, x, y)[0]
 
 
 def gradient_norm(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from estimators.batching import (
-    batches,
     check_finite,
     check_inputs,
     check_labels,
@@ -18,6 +17,7 @@ from estimators.batching import (
 )
 from estimators.gradients import differentiate
 from estimators.losses import LossFunction
+from estimators.sharing import pairs_in_batches
 
 # Most samples are done after the first few products; those that are not start again with twice as many.
 _FIRST_SIZE = 8
@@ -91,11 +91,12 @@ def hessian_norms(
     check_loss(loss, model, x, classes)
     check_iterations(iterations, tolerance)
     noise = noise_vector(x, seed)
-    norms = [
-        top_curvature(model, loss, part, labels, noise, iterations, tolerance).norms
-        for labels, part in batches(y, batch_size, x)
-    ]
-    return torch.cat(norms).reshape(y.shape)
+
+    def norms(labels: Tensor, part: Tensor) -> tuple[Tensor]:
+        return (top_curvature(model, loss, part, labels, noise, iterations, tolerance).norms,)
+
+    (found,) = pairs_in_batches(norms, batch_size, y, x)
+    return found.reshape(y.shape)
 
 
 def check_iterations(iterations: int, tolerance: float = TOLERANCE) -> None:

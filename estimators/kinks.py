@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from estimators.batching import (
     DEFAULT_BATCH,
-    batches,
     check_finite,
     check_inputs,
     check_labels,
@@ -24,6 +23,7 @@ from estimators.batching import (
 )
 from estimators.gradients import differentiate
 from estimators.losses import LossFunction
+from estimators.sharing import in_batches
 
 _KINKED_LAYERS: tuple[type[nn.Module], ...] = (
     nn.ReLU,
@@ -191,12 +191,13 @@ def divergence_test(
         end = start + radius * direction / length.view(-1, *[1] * (x.dim() - 1))
     else:
         end = check_same_shape(x_end, x, "x_end").double()
-    curves = [
-        _bisect(model, loss, a, b, labels, halvings)
-        for labels, a, b in batches(y, max(1, batch_size // 4), start, end)
-    ]
-    scales, jumps = (torch.cat(part, dim=1) for part in zip(*curves, strict=True))
-    return _summarise(scales, jumps, seed)
+
+    def curves(a: Tensor, b: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        scales, jumps = _bisect(model, loss, a, b, labels, halvings)
+        return scales.T, jumps.T
+
+    scales, jumps = in_batches(curves, max(1, batch_size // 4), start, end, y)
+    return _summarise(scales.T, jumps.T, seed)
 
 
 def _bisect(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from estimators.batching import (
     frozen,
 )
 from estimators.losses import LossFunction, cross_entropy, label_losses
+from estimators.sharing import in_batches
 
 
 def margin_remainder(
@@ -54,18 +57,18 @@ def margin_remainder(
     y = check_labels(y, x, classes)
     check_loss(loss, model, x, classes)
     exact_model = double_copy(model)
-    starts, ends = (points.detach().double().split(batch_size) for points in (x, x_end))
     with frozen(exact_model):
-        left = torch.cat([_left(exact_model, loss, *pair) for pair in zip(starts, ends, strict=True)])
+        (left,) = in_batches(partial(_left, exact_model, loss), batch_size, x.detach(), x_end.detach())
     check_finite(left, "the margins' remainders")
     square = (x_end.double() - x.detach().double()).flatten(1).square().sum(1, keepdim=True)
     quotient = (2 * left / square.where(square > 0, 1.0)).where(square > 0, 0.0)
     return quotient - quotient.gather(1, y.unsqueeze(1))
 
 
-def _left(model: nn.Module, loss: LossFunction, start: Tensor, end: Tensor) -> Tensor:
+def _left(model: nn.Module, loss: LossFunction, start: Tensor, end: Tensor) -> tuple[Tensor]:
     """What the first-order expansion leaves of the loss at each label, up to a common term, (m, K)."""
-    point = start.requires_grad_(True)
+    start, end = start.double(), end.double()
+    point = start.detach().requires_grad_(True)
     at_start, at_end = (
         -model(inputs) if loss is cross_entropy else label_losses(loss, model(inputs))
         for inputs in (point, end)
@@ -75,6 +78,6 @@ def _left(model: nn.Module, loss: LossFunction, start: Tensor, end: Tensor) -> T
     (pulled,) = torch.autograd.grad(
         (weights * at_start).sum(), point, create_graph=True, materialize_grads=True
     )
-    along = (pulled * (end - start.detach())).sum()
+    along = (pulled * (end - start)).sum()
     (change,) = torch.autograd.grad(along, weights, materialize_grads=True)
-    return (at_end - at_start - change).detach()
+    return ((at_end - at_start - change).detach(),)

@@ -21,6 +21,7 @@ from estimators.batching import (
 )
 from estimators.gradients import gradient_directions
 from estimators.losses import LossFunction, cross_entropy, label_losses
+from estimators.sharing import in_batches
 from estimators.similarity import cosines
 
 # Attacks project onto the ball in float32, so ||x_adv - x|| may exceed eps by rounding.
@@ -95,33 +96,37 @@ def measure_points(
     goal = None if target is None else check_target(target, x, classes)
     table = loss_table(models, loss, x, classes, batch_size)
     every_label = torch.arange(classes, device=x.device)
-    norms, angles, products = [], [], []
-    # All labels of a sample stay in one batch, because margins join two of them.
-    for rows in torch.arange(len(x), device=x.device).split(max(1, batch_size // classes)):
-        part, labels = x[rows], every_label.expand(len(rows), -1)
+
+    def differentiated(x: Tensor, y: Tensor, *goal: Tensor) -> tuple[Tensor, ...]:
+        labels = every_label.expand(len(x), -1)
         units, sizes = zip(
-            *(_directions(model, loss, part, labels, batch_size) for model in models), strict=True
+            *(_directions(model, loss, x, labels, batch_size) for model in models), strict=True
         )
-        norms.append(torch.stack(sizes))
-        angles.append(torch.stack([torch.stack([cosines(one, other) for other in units]) for one in units]))
-        if goal is not None:
-            inside = torch.arange(len(rows), device=x.device)
-            slopes = torch.stack(
-                [
-                    size[inside, k, None] * unit[inside, k] - size[inside, j, None] * unit[inside, j]
-                    for unit, size in zip(units, sizes, strict=True)
-                    for k, j in [(goal[rows], y[rows])]
-                ]
-            )
-            products.append(torch.einsum("ind,jnd->ijn", slopes, slopes))
+        norms = torch.stack(sizes, 1)
+        angles = torch.stack([torch.stack([cosines(one, other) for other in units], 1) for one in units], 1)
+        if not goal:
+            return norms, angles
+        rows = torch.arange(len(x), device=x.device)
+        slopes = torch.stack(
+            [
+                size[rows, goal[0], None] * unit[rows, goal[0]] - size[rows, y, None] * unit[rows, y]
+                for unit, size in zip(units, sizes, strict=True)
+            ]
+        )
+        return norms, angles, torch.einsum("ind,jnd->nij", slopes, slopes)
+
+    # All labels of a sample stay in one batch, because margins join two of them.
+    norms, angles, *products = in_batches(
+        differentiated, max(1, batch_size // classes), x, y, *(() if goal is None else (goal,))
+    )
     return CleanPoints(
         table.losses,
         table.predictions,
         y,
-        torch.cat(norms, 1),
-        torch.cat(angles, 2),
+        norms.transpose(0, 1),
+        angles.movedim(0, 2),
         goal,
-        torch.cat(products, 2) if products else None,
+        products[0].movedim(0, 2) if products else None,
         loss,
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from bounds.estimate import Estimate
 from estimators.batching import (
     DEFAULT_BATCH,
-    batches,
     check_finite,
     check_inputs,
     check_labels,
@@ -19,6 +20,7 @@ from estimators.batching import (
 )
 from estimators.gradients import describe_labels, differentiate
 from estimators.losses import LossFunction
+from estimators.sharing import pairs_in_batches
 
 # Allowance for the rounding of the loss and of the first-order term, in float64 units of the terms' sizes.
 _ROUNDING_UNITS = 64
@@ -64,11 +66,9 @@ def remainder(
     y = check_labels(y, x, classes, several=True)
     check_loss(loss, model, x, classes)
     exact_model = double_copy(model)
-    parts = [
-        _quotients(exact_model, loss, start, end, labels)
-        for labels, start, end in batches(y, batch_size, x.detach().double(), x_end.detach().double())
-    ]
-    quotient, allowance = (torch.cat(column) for column in zip(*parts, strict=True))
+    quotient, allowance = pairs_in_batches(
+        partial(_quotients, exact_model, loss), batch_size, y, x.detach(), x_end.detach()
+    )
     still = int((x_end == x).flatten(1).all(1).sum())
     method = (
         f"exact Taylor remainder of {len(x)} given pairs, {describe_labels(y)}, in float64; "
@@ -86,9 +86,10 @@ def remainder(
 
 
 def _quotients(
-    model: nn.Module, loss: LossFunction, start: Tensor, end: Tensor, labels: Tensor
+    model: nn.Module, loss: LossFunction, labels: Tensor, start: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Remainder quotients (m,) and what rounding may add to or take from them, both 0 for pairs at rest."""
+    start, end = start.double(), end.double()
     with frozen(model):
         point = start.detach().requires_grad_(True)
         logits = model(point)

@@ -18,6 +18,7 @@ from estimators.batching import (
 from estimators.distribution import Distribution
 from estimators.gradients import describe_labels, gradient_directions
 from estimators.losses import LossFunction, cross_entropy
+from estimators.sharing import shared
 
 
 def gradient_similarity(
@@ -59,14 +60,15 @@ def gradient_similarity(
     y = check_labels(y, x, classes, several=True)
     for model in (f, g):
         check_loss(loss, model, x, classes)
-    found = []
-    for (of_f, _), (of_g, _) in zip(
-        gradient_directions(f, loss, x, y, batch_size=batch_size),
-        gradient_directions(g, loss, x, y, batch_size=batch_size),
-        strict=True,
-    ):
-        found.append(cosines(of_f, of_g))
-    return cosine_extremes(torch.cat(found), about, f"over {len(x)} points, {describe_labels(y)}", len(x))
+
+    def angles(x: Tensor, y: Tensor) -> tuple[Tensor]:
+        both = (gradient_directions(model, loss, x, y, batch_size=batch_size) for model in (f, g))
+        found = [cosines(of_f, of_g) for (of_f, _), (of_g, _) in zip(*both, strict=True)]
+        return (torch.cat(found).reshape(y.shape),)
+
+    return cosine_extremes(
+        shared(angles, x, y)[0], about, f"over {len(x)} points, {describe_labels(y)}", len(x)
+    )
 
 
 def cosines(units_f: Tensor, units_g: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ _RISING_SHARE = 0.75
 
 def adaptive_steps(
     model: Network, ball: Ball, start: Tensor, goal: Goal, loss: str, steps: int, first_step: float
-) -> tuple[Iterates, Iterates, int, int]:
-    """One run on one batch: (kept iterates, last ones, count of zero gradients, of runs with monotone loss).
+) -> tuple[Iterates, Iterates, Tensor, Tensor]:
+    """One run on one batch: kept iterates, last ones, zero gradients (n,), whether the loss never fell (n,).
 
     Steps carry momentum. At each checkpoint a sample's step size is halved, and it returns to the best point
     it has seen, if too few of the steps raised its loss, or if neither step size nor best loss has changed
@@ -69,7 +69,7 @@ def adaptive_steps(
             window = _next_window(window, steps)
             next_check += window
     check_finite(here.loss, "the attack loss")
-    return kept, here, int(zeros.sum()), int(monotone.sum())
+    return kept, here, zeros, monotone
 
 
 def _first_window(steps: int) -> int:

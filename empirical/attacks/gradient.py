@@ -53,6 +53,7 @@ from empirical.attacks.perturbation import (
 )
 from empirical.rewriting import Network, folded
 from estimators.batching import check_finite
+from estimators.sharing import in_batches
 
 METHODS = ("fgsm", "bim", "pgd", "mim", "apgd")
 NORMS = ("linf", "l2")
@@ -159,6 +160,12 @@ class Attack:
         network = folded(model)
         kept: Iterates | None = None
         zero_gradients = monotone = 0
+
+        def ascend(x: Tensor, start: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            ball = Ball(x, self.norm, self.eps, pixel_range)
+            iterates, *health = _ascend(network, ball, start, goal._replace(labels=labels), self)
+            return *iterates, *health
+
         for _ in range(self.restarts):
             start = x
             if self.method in _WITH_RANDOM_START:
@@ -166,15 +173,10 @@ class Attack:
                 if self.method == "apgd":
                     offset = normalised(offset, ORDERS[self.norm])
                 start = x + self.eps * offset
-            batches = []
-            for first in range(0, len(x), batch_size):
-                rows = slice(first, first + batch_size)
-                ball = Ball(x[rows], self.norm, self.eps, pixel_range)
-                iterates, zeros, rising = _ascend(network, ball, start[rows], goal.rows(rows), self)
-                batches.append(iterates)
-                zero_gradients += zeros
-                monotone += rising
-            found = Iterates(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+            *iterates, zeros, rising = in_batches(ascend, batch_size, x, start, goal.labels)
+            zero_gradients += int(zeros.sum())
+            monotone += int(rising.sum())
+            found = Iterates(*iterates)
             kept = found if kept is None else better(kept, found)
         assert kept is not None
         x_adv = torch.where(spread(kept.fooled, x), kept.x, x) if self.on_failure == "clean" else kept.x
@@ -184,8 +186,8 @@ class Attack:
 
 def _ascend(
     model: Network, ball: Ball, start: Tensor, goal: Goal, attack: Attack
-) -> tuple[Iterates, int, int]:
-    """One restart on one batch: kept iterates, count of zero gradients, count of runs with monotone loss."""
+) -> tuple[Iterates, Tensor, Tensor]:
+    """One restart on one batch: kept iterates, zero gradients (n,), whether the loss never fell (n,)."""
     if attack.method == "apgd":
         kept, last, zeros, rising = adaptive_steps(model, ball, start, goal, attack.loss, *attack.schedule)
         return last if attack.on_failure == "last" else kept, zeros, rising
@@ -194,7 +196,7 @@ def _ascend(
 
 def _fixed_steps(
     model: Network, ball: Ball, start: Tensor, goal: Goal, attack: Attack
-) -> tuple[Iterates, int, int]:
+) -> tuple[Iterates, Tensor, Tensor]:
     """As `_ascend`, with steps of one length."""
     steps, step_size = attack.schedule
     here, gradient = evaluate(model, ball.project(start), goal, attack.loss)
@@ -215,4 +217,4 @@ def _fixed_steps(
         kept = there if step == 0 or attack.on_failure == "last" else better(kept, there)
         here = there
     check_finite(here.loss, "the attack loss")
-    return kept, int(zeros.sum()), int(monotone.sum())
+    return kept, zeros, monotone

@@ -41,6 +41,7 @@ from estimators.batching import (
     check_target,
     frozen,
 )
+from estimators.sharing import in_batches
 
 # Length of the first and of the last step as shares of the radius; between them it falls geometrically.
 _STEPS = (1.0, 0.01)
@@ -149,16 +150,16 @@ def joint_attack(
     goal = Goal(y, False) if target is None else Goal(check_target(target, x, classes), True)
     starts = [check_same_shape(start, x, "a start") for start in starts]
     offsets = _random_offsets(x, attack)
-    parts = []
+
+    def attacked(x: Tensor, labels: Tensor, *points: Tensor) -> tuple[Tensor, Tensor]:
+        ball = Ball(x, attack.norm, attack.eps, pixel_range)
+        problem = _Problem(models, goal._replace(labels=labels), wanted, ball)
+        found, heights = _attack(problem, points[: len(starts)], points[len(starts) :], attack)
+        return found, heights.T
+
     with frozen(*models), generators_kept(x.device):
-        for first in range(0, len(x), batch_size):
-            rows = slice(first, first + batch_size)
-            ball = Ball(x[rows], attack.norm, attack.eps, pixel_range)
-            problem = _Problem(models, goal.rows(rows), wanted, ball)
-            given = [start[rows] for start in starts]
-            parts.append(_attack(problem, given, [offset[rows] for offset in offsets], attack))
-    x_adv, heights = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], 1)
-    fooled = heights > 0
+        x_adv, heights = in_batches(attacked, batch_size, x, goal.labels, *starts, *offsets)
+    fooled = heights.T > 0
     return JointAttackResult(x_adv, fooled, fooled.sum(0) >= wanted, wanted, attack)
 
 

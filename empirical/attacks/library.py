@@ -34,6 +34,7 @@ from empirical.attacks.base import (
     not_fallen,
 )
 from empirical.attacks.perturbation import spread
+from estimators.sharing import in_batches
 
 RULES = {"elastic": "EN", "l1": "L1"}
 SHRINKAGES = ("printed", "exact")
@@ -98,15 +99,14 @@ class PenaltyAttack:
     ) -> Perturbed:
         """Run on checked samples x; `empirical.attacks.run.run_attack` is the way in for users."""
         assert pixel_range is not None
-        images = []
-        zeros = monotone = 0
-        for first in range(0, len(x), batch_size):
-            rows = slice(first, first + batch_size)
-            watched = _Watched(model, x[rows], goal.rows(rows), self)
-            images.append(self._run(watched, pixel_range))
-            zeros += watched.zero_gradients
-            monotone += int(watched.monotone.sum())
-        return Perturbed(torch.cat(images), zeros / (len(x) * self.steps), monotone / len(x))
+
+        def attacked(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            watched = _Watched(model, x, goal._replace(labels=labels), self)
+            return self._run(watched, pixel_range), watched.zero_gradients, watched.monotone
+
+        x_adv, zeros, monotone = in_batches(attacked, batch_size, x, goal.labels)
+        runs = len(x)
+        return Perturbed(x_adv, int(zeros.sum()) / (runs * self.steps), int(monotone.sum()) / runs)
 
     def _run(self, watched: _Watched, pixel_range: tuple[float, float]) -> Tensor:
         """Attacked images of one batch, the clean ones where the attack failed."""
@@ -209,7 +209,7 @@ class _Watched(nn.Module):
     """The attacked model for one batch, which keeps account of the attack's health as it is called.
 
     Attributes:
-        zero_gradients: Count of gradients of the attack loss that were zero before it was content.
+        zero_gradients: (n,) how many gradients of the attack loss were zero before it was content.
         monotone: (n,) bool, whether the objective has never risen.
     """
 
@@ -219,7 +219,7 @@ class _Watched(nn.Module):
         self.x = x
         self.goal = goal
         self.attack = attack
-        self.zero_gradients = 0
+        self.zero_gradients = torch.zeros_like(goal.labels)
         self.monotone = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self._objective: Tensor | None = None
 
@@ -239,7 +239,7 @@ class _Watched(nn.Module):
         return logits
 
     def _count_zeros(self, gradient: Tensor, unmet: Tensor) -> None:
-        self.zero_gradients += int((gradient.flatten(1).eq(0).all(1) & unmet).sum())
+        self.zero_gradients += gradient.flatten(1).eq(0).all(1) & unmet
 
 
 def _foolbox() -> Any:

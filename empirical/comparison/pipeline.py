@@ -28,6 +28,7 @@ from empirical.comparison.results import (
 )
 from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split
+from empirical.distributed import ALONE, Workers
 from empirical.ensemble import Ensemble, load_checkpoint
 from empirical.files import ResultsError, parse_json
 from empirical.plots import save_figures
@@ -48,25 +49,35 @@ class Trained:
 
 
 def train_all(
-    configs: Mapping[str, TrainingConfig], data: Dataset, folder: Path, *, progress: bool = True
+    configs: Mapping[str, TrainingConfig],
+    data: Dataset,
+    folder: Path,
+    *,
+    progress: bool = True,
+    workers: Workers = ALONE,
 ) -> list[Trained]:
     """Train an ensemble per configuration into `folder`, or take over what an earlier call left there.
+
+    Several processes take turns: each trains whole ensembles, which works for every method and gives the
+    weights of one process. They need a common folder.
 
     Raises:
         TrainingError: If the folder holds a run with another configuration, or a loss is not finite.
         TrainingInterrupted: On Ctrl-C; what was trained is kept.
+        WorkerLost: If a process is gone.
     """
-    trained = []
-    for name, config in configs.items():
+    for turn, (name, config) in enumerate(configs.items()):
+        if turn % workers.size != workers.rank:
+            continue
         checkpoint = folder / f"{name}.safetensors"
         resume = state_path(checkpoint).exists()
         try:
-            train(config, data=data, output=checkpoint, resume=resume, progress=progress)
+            train(config, data=data, output=checkpoint, resume=resume, progress=progress, workers=ALONE)
         except TrainingError as error:
             remedy = ": choose another --output" if resume else ""
             raise TrainingError(f"{error}{remedy}") from None
-        trained.append(load_trained(checkpoint, config.device))
-    return trained
+    workers.wait()
+    return [load_trained(folder / f"{name}.safetensors", each.device) for name, each in configs.items()]
 
 
 def load_trained(checkpoint: Path, device: str = "auto") -> Trained:
@@ -128,6 +139,7 @@ def run_comparison(
     folder: Path,
     *,
     progress: Callable[[str], None] = lambda message: None,
+    workers: Workers = ALONE,
 ) -> Comparison:
     """Compare every ensemble, saving after each; then draw the figures and write the report.
 
@@ -137,24 +149,33 @@ def run_comparison(
         settings: What to compare, and how.
         folder: Where `results.json`, `rows.csv`, `figures/` and `report.html` go.
         progress: Called with a line of text when a part begins.
+        workers: The processes that share the points; they see the same folder, and the first one writes.
 
     Raises:
-        ValueError: If a setting is not admissible.
+        ValueError: If a setting is not admissible, or there are fewer points than processes.
+        WorkerLost: If a process is gone.
     """
+    workers.check_enough(settings.samples)
     device = next(trained[0].ensemble.parameters()).device
     points = draw_points(data.test, settings.samples).to(device)
     path = folder / "results.json"
     environment = describe_environment(device)
     known = _known_results(path, settings, environment)
+    done = workers.agree([(each.name, each.digest) in known for each in trained])
     results: list[EnsembleResult] = []
-    for each in trained:
-        result = known.get((each.name, each.digest)) or _compare(each, points, data, settings, progress)
-        results.append(result)
+    for each, finished in zip(trained, done, strict=True):
+        if finished:
+            results.append(known[each.name, each.digest])
+        else:
+            with workers.sharing():
+                results.append(_compare(each, points, data, settings, progress))
         comparison = Comparison(settings, environment, tuple(results))
-        save_results(path, comparison)
-    save_table(folder / "rows.csv", comparison)
-    figures = save_figures(comparison, folder / "figures")
-    write_report(comparison, figures, folder / "report.html")
+        if workers.first:
+            save_results(path, comparison)
+    if workers.first:
+        save_table(folder / "rows.csv", comparison)
+        figures = save_figures(comparison, folder / "figures")
+        write_report(comparison, figures, folder / "report.html")
     return comparison
 
 

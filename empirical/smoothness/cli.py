@@ -6,8 +6,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from empirical.cli import add_plugin_option, guarded
+
+if TYPE_CHECKING:
+    from empirical.distributed import Workers
 
 METHODS = ("ascent", "quotient", "hessian")
 
@@ -70,6 +74,14 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _estimate(options: argparse.Namespace) -> int:
+    from empirical.distributed import joined
+    from empirical.training import find_device
+
+    with joined(find_device(options.device)) as workers:
+        return _measured(options, workers)
+
+
+def _measured(options: argparse.Namespace, workers: Workers) -> int:
     from tqdm import tqdm
 
     from empirical.plugins import load_plugins
@@ -86,13 +98,15 @@ def _estimate(options: argparse.Namespace) -> int:
     folder = (
         options.output or Path("runs") / f"smoothness-{'-'.join(path.stem for path in options.checkpoint)}"
     )
-    with tqdm(disable=None, desc="measuring", unit="part") as bar:
+    with tqdm(disable=None if workers.first else True, desc="measuring", unit="part") as bar:
 
         def report(message: str) -> None:
             bar.set_postfix_str(message)
             bar.update()
 
-        study = run_study(request, folder, progress=report)
+        study = run_study(request, folder, progress=report, workers=workers)
+    if not workers.first:
+        return 0
     if options.json:
         print(json.dumps(study.to_json(), allow_nan=False))
     else:

@@ -12,6 +12,7 @@ from torch import nn
 
 from empirical.comparison.pipeline import common_dataset, describe_environment, draw_points, load_trained
 from empirical.data import Split, load_dataset
+from empirical.distributed import ALONE, Workers
 from empirical.files import ResultsError
 from empirical.smoothness.figure import save_bracket
 from empirical.smoothness.measure import Subject, study_member, study_pairs, weights_digest
@@ -59,7 +60,11 @@ class Request:
 
 
 def run_study(
-    request: Request, folder: Path, *, progress: Callable[[str], None] = lambda message: None
+    request: Request,
+    folder: Path,
+    *,
+    progress: Callable[[str], None] = lambda message: None,
+    workers: Workers = ALONE,
 ) -> SmoothnessStudy:
     """Measure every model; `study.json` is saved after each, the figure drawn at the end.
 
@@ -67,13 +72,15 @@ def run_study(
         request: What to measure.
         folder: Where `study.json` and the figure go; it is created.
         progress: Called with a line of text when a part begins.
+        workers: The processes that share the points; they see the same folder, and the first one writes.
 
     Returns:
         The study. Models that an earlier call measured with the same settings and versions are taken over.
 
     Raises:
         ValueError: If an option, a file, a model or the data do not fit; named in one line, before any
-            measurement.
+            measurement. Also if there are fewer points than processes.
+        WorkerLost: If a process is gone.
         RuntimeError: If a sampled value leaves its certified range.
     """
     if not (request.radius >= 0 and math.isfinite(request.radius)):
@@ -84,6 +91,7 @@ def run_study(
     models, data_name = _load_models(request, device)
     data, pixel_range = _load_data(request, data_name)
     points = draw_points(data, request.samples).to(device)
+    workers.check_enough(len(points))
     _check_fit(models, points)
     settings = Settings(
         data=data_name, samples=len(points), radius=request.radius, method=request.method,
@@ -92,22 +100,29 @@ def run_study(
     environment = describe_environment(device)
     path = folder / "study.json"
     earlier = _earlier(path, settings, environment)
+    keys = [(name, weights_digest(model)) for name, model in models]
+    done = workers.agree([key in earlier for key in keys])
     folder.mkdir(parents=True, exist_ok=True)
 
-    subjects, members = [], list[MemberStudy]()
-    for name, model in models:
-        subject = Subject.of(name, model, points.x, certify=request.certify)
-        known = earlier.get((name, weights_digest(model)))
-        members.append(
-            known or study_member(subject, points, settings, pixel_range=pixel_range, progress=progress)
-        )
-        subjects.append(subject)
+    subjects = [Subject.of(name, model, points.x, certify=request.certify) for name, model in models]
+    members: list[MemberStudy] = []
+    for subject, key, finished in zip(subjects, keys, done, strict=True):
+        if finished:
+            members.append(earlier[key])
+        else:
+            with workers.sharing():
+                members.append(
+                    study_member(subject, points, settings, pixel_range=pixel_range, progress=progress)
+                )
         study = SmoothnessStudy(settings, environment, tuple(members), ())
-        save_study(path, study)
+        if workers.first:
+            save_study(path, study)
     progress("pairs")
-    study = replace(study, pairs=study_pairs(subjects, points, settings))
-    save_study(path, study)
-    save_bracket(study, folder)
+    with workers.sharing():
+        study = replace(study, pairs=study_pairs(subjects, points, settings))
+    if workers.first:
+        save_study(path, study)
+        save_bracket(study, folder)
     return study
 
 

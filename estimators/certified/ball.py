@@ -20,6 +20,7 @@ from estimators.certified.curvature import Weights, backward_weights, gradient_s
 from estimators.certified.enclosure import Enclosure, enclose
 from estimators.certified.network import Network, Pointwise, read_network
 from estimators.certified.whole_space import WholeSpaceBounds, whole_space_bounds
+from estimators.sharing import in_batches
 
 # Numbers in the Jacobians that are held at once; a few arrays of this size exist at a time.
 _JACOBIAN_ENTRIES = 1 << 24
@@ -83,16 +84,12 @@ def ball_bounds(
     )  # fmt: skip
     at_once = max(1, min(batch_size, _JACOBIAN_ENTRIES // (x[0].numel() * (units + network.classes))))
     everywhere = whole_space_bounds(network)
-    parts = [
-        _bounds(network, everywhere, points.double(), labels, radius)
-        for points, labels in zip(x.detach().split(at_once), y.split(at_once), strict=True)
-    ]
-    return BallBounds(
-        **{
-            field.name: torch.cat([getattr(part, field.name) for part in parts])
-            for field in fields(BallBounds)
-        }
-    )
+
+    def bounds(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        found = _bounds(network, everywhere, x.double(), y, radius)
+        return tuple(getattr(found, field.name) for field in fields(BallBounds))
+
+    return BallBounds(*in_batches(bounds, at_once, x.detach(), y))
 
 
 def read_checked(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Network, Tensor, Tensor]:

@@ -30,6 +30,7 @@ from estimators.certified.network import Affine, Network, Node, Pointwise, Sum, 
 from estimators.certified.operators import ROUNDING, LinearMap
 from estimators.gradients import describe_labels
 from estimators.losses import LossFunction, is_cross_entropy
+from estimators.sharing import in_batches
 
 DEFAULT_PIECES = 256
 DEFAULT_TOLERANCE = 1.02
@@ -198,11 +199,11 @@ def segment_bounds(
             nothing + math.inf, nothing, unknown, unknown, torch.zeros_like(y[..., :1].flatten())
         )
     readout = _readout(network, x)
-    groups = (tensor.split(_SEGMENTS) for tensor in (x, x_end - x, y.reshape(len(y), -1)))
-    parts = [
-        _bisected(_Lines(network, readout, *group), pieces, tolerance) for group in zip(*groups, strict=True)
-    ]
-    upper, lower, spent = (torch.cat(column) for column in zip(*parts, strict=True))
+
+    def bounds(x: Tensor, x_end: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _bisected(_Lines(network, readout, x, x_end - x, labels), pieces, tolerance)
+
+    upper, lower, spent = in_batches(bounds, _SEGMENTS, x, x_end, y.reshape(len(y), -1))
     square = (x_end - x).flatten(1).square().sum(1).reshape(-1, 1, 1)
     moved = square > 0
     scale = square.where(moved, 1.0)

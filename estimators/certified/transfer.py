@@ -27,6 +27,7 @@ from estimators.certified.ball_margins import ball_margins, refined, refuted
 from estimators.certified.expansion import ROW_ENTRIES, Expansion, expand
 from estimators.certified.must_fool import must_fool
 from estimators.certified.network import Network, Pointwise, read_network
+from estimators.sharing import in_batches
 
 # Numbers in the functionals sent back through a network at once.
 _ENTRIES = 1 << 23
@@ -174,28 +175,22 @@ def certify_goals(
     """
     networks, y, aims = _checked(models, x, y, radius, groups, targets, norm, batch_size)
     at_once = min(batch_size, *(_samples_at_once(network) for network in networks))
-    parts: list[list[list[BallTransfer]]] = [[] for _ in targets]
-    for rows in torch.arange(len(x), device=x.device).split(at_once):
-        expansions = [expand(network, x[rows].detach().double(), radius, norm) for network in networks]
-        for target, aim, found in zip(targets, aims, parts, strict=True):
-            targeted = target is not None
-            found.append(_certify(expansions, y[rows], aim[rows], groups, targeted=targeted, inner=inner))
-    return [_joined(found) for found in parts]
 
-
-def _joined(parts: Sequence[Sequence[BallTransfer]]) -> list[BallTransfer]:
-    """The results of each group, for the samples of all parts."""
-    return [
-        BallTransfer(
-            np.concatenate([one.certificate for one in column]),
-            MustTransfer(
-                np.concatenate([one.fooled.guaranteed for one in column]),
-                np.concatenate([one.fooled.direction for one in column]),
-            ),
-            np.concatenate([one.eligible for one in column]),
+    def certified(x: Tensor, y: Tensor, *aims: Tensor) -> tuple[Tensor, ...]:
+        expansions = [expand(network, x.double(), radius, norm) for network in networks]
+        return tuple(
+            torch.from_numpy(part)
+            for target, aim in zip(targets, aims, strict=True)
+            for ball in _certify(expansions, y, aim, groups, targeted=target is not None, inner=inner)
+            for part in (ball.certificate, ball.fooled.guaranteed, ball.fooled.direction, ball.eligible)
         )
-        for column in zip(*parts, strict=True)
-    ]
+
+    parts = (part.numpy() for part in in_batches(certified, at_once, x.detach(), y, *aims))
+    balls = (
+        BallTransfer(certificate, MustTransfer(guaranteed, direction), eligible)
+        for certificate, guaranteed, direction, eligible in zip(*[parts] * 4, strict=True)
+    )
+    return [[next(balls) for _ in groups] for _ in targets]
 
 
 def _certify(

@@ -1,5 +1,6 @@
 """Two processes that share the samples: same weights and measurements as one, and a lost one is said."""
 
+import json
 import os
 import signal
 import socket
@@ -11,11 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from empirical.cli import bound_vs_empirical
+from empirical.comparison import pipeline
+from empirical.comparison.results import load_results
 from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split
 from empirical.distributed import Workers
 from empirical.models import ModelConfig
 from empirical.objectives import TRS, AdvT
+from empirical.smoothness.cli import estimate_smoothness
 from empirical.training import TrainingError, _check_shares, train
 
 ROOT = Path(__file__).parents[2]
@@ -23,26 +28,48 @@ CONFIG = TrainingConfig(
     dataset="tiny", model=ModelConfig("mlp", "tanh", (6,)), objective=TRS(), epochs=3, batch_size=12, lr=1e-2,
     device="cpu",
 )  # fmt: skip
-WORKER = """
-import os, signal, sys, torch
-from empirical.distributed import joined
+TRAIN = """
+import os, signal, sys
+from empirical.smoothness.cli import estimate_smoothness
 from empirical.training import TrainingError, train
-from estimators import cross_entropy, hessian_norms
 from test_distributed import CONFIG, odd_images
 
 def last_words(record):
     if "kill" in sys.argv and record["epoch"] == 2 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
 
-with joined(torch.device("cpu")) as workers:
-    try:
-        ensemble = train(CONFIG, data=odd_images(), output=sys.argv[1], progress=False, on_epoch=last_words)
-    except TrainingError as error:
-        sys.exit(str(error))
-    data = odd_images().train
-    model = ensemble.members[0]
-    norms = workers.measure(lambda x, y: hessian_norms(model, cross_entropy, x, y), data.x, data.y)
-    torch.save(norms, f"{sys.argv[1]}.norms{workers.rank}")
+try:
+    train(CONFIG, data=odd_images(), output=sys.argv[1], progress=False, on_epoch=last_words)
+except TrainingError as error:
+    sys.exit(str(error))
+"""
+# Figures are drawn from the results alone, by the first process alone; they would take most of the time.
+COMPARE = """
+import os, signal, sys
+from pathlib import Path
+from empirical.cli import bound_vs_empirical
+from empirical.comparison import pipeline
+from empirical.distributed import joined
+from empirical.smoothness.cli import estimate_smoothness
+import torch
+
+folder, kill = Path(sys.argv[1]), "kill" in sys.argv
+compare = pipeline.compare
+pipeline.save_figures = lambda *given: []
+
+def watched(ensemble, data, *, name, **settings):
+    with open(folder / f"compared-{os.environ['RANK']}", "a") as file:
+        print(name, file=file)
+    if kill and name == "advt" and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return compare(ensemble, data, name=name, **settings)
+
+pipeline.compare = watched
+with joined(torch.device("cpu")):
+    status = bound_vs_empirical(sys.argv[2].split())
+    if status == 0:
+        status = estimate_smoothness(sys.argv[3].split())
+sys.exit(status)
 """
 
 
@@ -54,8 +81,8 @@ def odd_images(samples=31):
     return Dataset("tiny", Split(x, y), Split(x[:30], y[:30]), 3)
 
 
-def launch(output, *arguments):
-    """Two workers with the environment that torchrun gives them; their exit codes and standard errors."""
+def launch(program, *arguments):
+    """Two workers with the environment that torchrun gives them: exit codes, standard outputs and errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -65,43 +92,89 @@ def launch(output, *arguments):
     }  # fmt: skip
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(output), *arguments],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", program, *map(str, arguments)],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)
     ]  # fmt: skip
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
-    return [worker.returncode for worker in workers], errors
+    outputs, errors = zip(*(worker.communicate(timeout=600) for worker in workers), strict=True)
+    return [worker.returncode for worker in workers], outputs, errors
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_measure_as_one(tmp_path):
-    codes, errors = launch(tmp_path / "two.safetensors")
+def test_two_processes_train_as_one(tmp_path):
+    codes, _, errors = launch(TRAIN, tmp_path / "two.safetensors")
     assert codes == [0, 0], errors
     one = train(CONFIG, data=odd_images(), output=tmp_path / "one.safetensors", progress=False)
     two = train(
         CONFIG, data=odd_images(), output=tmp_path / "two.safetensors", resume=True, progress=False
     )  # fmt: skip
     torch.testing.assert_close(two.state_dict(), one.state_dict(), rtol=1e-3, atol=1e-5)
-    from estimators import cross_entropy, hessian_norms
-
-    data = odd_images().train
-    expected = hessian_norms(two.members[0], cross_entropy, data.x, data.y)
-    for rank in range(2):
-        found = torch.load(f"{tmp_path / 'two.safetensors'}.norms{rank}", weights_only=True)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_run_and_what_was_done_is_kept(tmp_path):
     output = tmp_path / "run.safetensors"
-    codes, errors = launch(output, "kill")
+    codes, _, errors = launch(TRAIN, output, "kill")
     assert codes == [1, -signal.SIGKILL]
     assert "another process of the run has ended" in errors[0]
     assert "the state after epoch 2 is kept" in errors[0]
     resumed = train(CONFIG, data=odd_images(), output=output, resume=True, progress=False)
     whole = train(CONFIG, data=odd_images(), progress=False)
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_compare_as_one_also_when_one_was_killed(tmp_path, monkeypatch, capsys):
+    """An odd number of points, a method whose training is not shared, and the second comparison killed."""
+    options = "--data blobs --methods cos-only advt --epochs 2 --samples 13 --eps 1.5 --linf-eps .5 --json"
+    of_smoothness = "--samples 13 --radius 0.5 --certify --method quotient --json"
+    folder = tmp_path / "two"
+    folder.mkdir()
+    commands = [
+        f"{options} --output {folder}",
+        f"{folder}/cos-only.safetensors {of_smoothness} --output {folder}/beta",
+    ]
+
+    codes, _, errors = launch(COMPARE, folder, *commands, "kill")
+    assert codes == [2, -signal.SIGKILL], errors
+    assert "another process of the run has ended" in errors[0]
+    assert "the same command goes on from there" in errors[0]
+    first = load_results(folder / "results.json")
+    assert [each.name for each in first.ensembles] == ["cos-only"]
+
+    codes, outputs, errors = launch(COMPARE, folder, *commands)
+    assert codes == [0, 0], errors
+    for rank in range(2):
+        assert (folder / f"compared-{rank}").read_text().split() == ["cos-only", "advt", "advt"]
+    assert outputs[1] == ""
+    assert json.loads(outputs[0].splitlines()[0])["ensembles"][0]["name"] == "cos-only"
+
+    monkeypatch.setattr(pipeline, "save_figures", lambda *given: [])
+    assert bound_vs_empirical(f"{options} --output {tmp_path}/one".split()) == 0
+    given = commands[1].replace("/two/beta", "/one/beta")
+    assert estimate_smoothness(given.split()) == 0
+    for name in ("results.json", "beta/study.json"):
+        one, two = (json.loads((tmp_path / each / name).read_text()) for each in ("one", "two"))
+        assert_same_numbers(one, two)
+
+
+def assert_same_numbers(one, two, where="result"):
+    """Of two runs' JSON everything but versions and times, numbers up to the rounding of float32."""
+    assert type(one) is type(two), where
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one.keys() - {"environment", "provenance", "seconds"}:
+            assert_same_numbers(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(two), where
+        for index, pair in enumerate(zip(one, two, strict=True)):
+            assert_same_numbers(*pair, f"{where}[{index}]")
+    elif isinstance(one, float):
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-6), where
+    else:
+        assert one == two, where
 
 
 @pytest.mark.parametrize("count", [3, 7, 12, 31])
@@ -122,6 +195,10 @@ def test_what_would_differ_from_one_process_is_refused():
 
 def test_measuring_needs_a_row_a_sample():
     with pytest.raises(ValueError, match="expected 4 rows, one a sample, got 1"):
-        Workers().measure(lambda x: x[:1], torch.zeros(4, 2))
+        Workers().measure(lambda x: (x[:1],), torch.zeros(4, 2))
+
+
+def test_more_processes_than_samples_are_refused():
+    Workers(0, 2).check_enough(2)
     with pytest.raises(ValueError, match="a sample for each of 2 processes, got 1"):
-        Workers(0, 2).measure(lambda x: x, torch.zeros(1, 2))
+        Workers(0, 2).check_enough(1)

@@ -1,0 +1,164 @@
+"""Estimators, certificates and attacks go sample by sample: alike in shares, memory bounded by a batch."""
+
+import math
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import estimators
+from empirical.attacks import Attack, run_attack
+from empirical.attacks.joint import JointAttack, joint_attack
+from empirical.attacks.library import CarliniWagner, ElasticNet
+from estimators import BallSearch, cross_entropy
+from estimators.certified import certify_transfer
+from estimators.certified.ball import ball_bounds
+from estimators.certified.network import read_network
+from estimators.certified.segment import largest_on_segments
+from estimators.sharing import sharing
+
+INPUTS, CLASSES = 4, 3
+Case = Callable[[int, Tensor, Tensor], Any]
+
+
+def network(hidden: int, seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = nn.Linear(INPUTS, hidden), nn.Softplus(5), nn.Linear(hidden, CLASSES)
+    return nn.Sequential(*layers).double()
+
+
+def points(samples: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = 0.9 * torch.rand(samples, INPUTS, generator=generator, dtype=torch.float64)
+    return x, torch.arange(samples) % CLASSES
+
+
+def cases(hidden: int) -> dict[str, Case]:
+    """By name what is called with a batch size on points and labels, on networks with one hidden layer."""
+    f, g = network(hidden, 0), network(hidden, 1)
+    loss, quick = cross_entropy, BallSearch(points=1, steps=2)
+
+    def smoothness(method: str, radius: float = 0.1, **more: Any) -> Case:
+        return lambda batch, x, y: estimators.sampled_smoothness(
+            f, loss, x, y, method=method, radius=radius, batch_size=batch, points=2, steps=2, iterations=3,
+            **{name: value(x) for name, value in more.items()},
+        )  # fmt: skip
+
+    def attack(settings: Any) -> Case:
+        return lambda batch, x, y: run_attack(f, x, y, settings, batch_size=batch)
+
+    return {
+        "gradients": lambda b, x, y: estimators.input_gradients(f, loss, x, y, batch_size=b),
+        "gradient norm": lambda b, x, y: estimators.gradient_norm(f, loss, x, y, batch_size=b),
+        "similarity": lambda b, x, y: estimators.gradient_similarity(f, g, x, y, batch_size=b),
+        "points": lambda b, x, y: estimators.measure_points([f, g], x, y, target=0, batch_size=b),
+        "Hessian norms": lambda b, x, y: estimators.hessian_norms(
+            f, loss, x, y[:, None].repeat(1, 2), iterations=3, batch_size=b
+        ),
+        "smoothness at points": smoothness("hessian"),
+        "smoothness by ascent": smoothness("ascent"),
+        "smoothness by quotients": smoothness("quotient"),
+        "smoothness of segments": smoothness("segment", 0.0, x_end=shifted),
+        "remainder": lambda b, x, y: estimators.remainder(f, loss, x, shifted(x), y, batch_size=b),
+        "margin remainder": lambda b, x, y: estimators.margin_remainder(f, x, shifted(x), y, batch_size=b),
+        "similarity over balls": lambda b, x, y: estimators.similarity_over_balls(
+            f, g, x, y, 0.1, search=quick, batch_size=b
+        ),
+        "gradient norm over balls": lambda b, x, y: estimators.gradient_norm_over_balls(
+            f, loss, x, y, 0.1, search=quick, batch_size=b
+        ),
+        "finite scale": lambda b, x, y: estimators.finite_scale_smoothness(
+            f, loss, x, y, scale=0.02, radius=0.1, points=1, steps=1, batch_size=b
+        ),
+        "kinks": lambda b, x, y: estimators.divergence_test(f, loss, x, y, halvings=2, batch_size=4 * b),
+        "certified balls": lambda b, x, y: ball_bounds(read_network(f, x), x, y, 0.1, batch_size=b),
+        "certified transfer": lambda b, x, y: certify_transfer([f, g], x, y, 0.1, batch_size=b),
+        "certified segments": lambda b, x, y: largest_on_segments(read_network(f, x), x, shifted(x), y),
+        "pgd": attack(Attack("pgd", "l2", 0.3, steps=3, restarts=2)),
+        "mim": attack(Attack("mim", "linf", 0.1, steps=3, on_failure="clean")),
+        "apgd": attack(Attack("apgd", "l2", 0.3, steps=5, loss="margin")),
+        "cw": attack(CarliniWagner(steps=3)),
+        "ead": attack(ElasticNet(steps=3)),
+        "joint": lambda b, x, y: joint_attack(
+            [f, g], x, y, JointAttack("l2", 0.3, steps=3), starts=[shifted(x)], batch_size=b
+        ),
+    }
+
+
+def shifted(x: Tensor) -> Tensor:
+    return (x + 0.1 * x.flip(1)).clamp(max=1)
+
+
+def numbers(result: Any) -> list[float]:
+    """All numbers in a result, whatever holds them."""
+    if isinstance(result, Tensor | np.ndarray):
+        return torch.as_tensor(result).double().flatten().tolist()
+    if is_dataclass(result):
+        return numbers([getattr(result, field.name) for field in fields(result)])
+    if isinstance(result, Mapping):
+        return numbers(list(result.values()))
+    if isinstance(result, list | tuple):
+        return [number for each in result for number in numbers(each)]
+    return [float(result)] if isinstance(result, int | float) and not math.isinf(result) else []
+
+
+class InTwo:
+    """Two processes in one: each half of the rows by itself."""
+
+    def __init__(self) -> None:
+        self.halves: list[int] = []
+
+    def __call__(self, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+        middle = len(inputs[0]) // 2
+        found = []
+        for rows in (slice(middle), slice(middle, None)):
+            self.halves.append(len(inputs[0][rows]))
+            found.append(function(*(each[rows] for each in inputs)))
+        return tuple(torch.cat(column) for column in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", cases(2))
+def test_a_set_in_two_shares_gives_what_it_gives_whole(name):
+    case, (x, y) = cases(6)[name], points(7)
+    whole = numbers(case(5, x, y))
+    with sharing(shares := InTwo()):
+        shared = numbers(case(5, x, y))
+    assert len(whole) > 0
+    assert shared == pytest.approx(whole, rel=1e-9, abs=1e-12, nan_ok=True)
+    assert shares.halves[:2] == [3, 4]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Keeps count of the bytes of all tensors made inside, and of the most that there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for each in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(each, Tensor):
+                self._count(each.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def gone() -> None:
+            self.now -= size
+            self.known.discard(key)
+
+        weakref.finalize(storage, gone)
