@@ -15,7 +15,7 @@ import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def _check_shares(config: TrainingConfig, data: Dataset, workers: Workers) -> No
     if not config.objective.sample_mean:
         known = ", ".join(name for name, method in OBJECTIVES.items() if method.sample_mean)
         raise TrainingError(
-            f"expected a method whose loss is a mean over samples, without random draws ({known}), "
+            f"expected a method whose loss is a mean over samples ({known}), "
             f"for {workers.size} processes, got {config.objective.name}"
         )
     last = len(data.train) % config.batch_size or config.batch_size
@@ -262,8 +262,10 @@ class _Run:
         correct = torch.zeros((), dtype=torch.int64, device=self.data.train.x.device)
         draw = torch.rand((), generator=self.generators["objective"]).item()
         weights = list(self.ensemble.parameters())
-        for number, (x, y, sample_weights, samples) in enumerate(self._batches()):
+        for number, (x, y, sample_weights, samples, rows) in enumerate(self._batches()):
             step = self._step(number, draw, sample_weights)
+            if self.workers.size > 1:
+                step = replace(step, share=(samples, rows))
             loss = self.config.objective(self.ensemble.members, x, y, step)
             self.optimizer.zero_grad()
             loss.total.backward(inputs=weights)  # and not by the inputs of the networks
@@ -300,15 +302,15 @@ class _Run:
             tensor.mul_(share)
         self.workers.add(shared)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None, int]]:
-        """This worker's samples of each batch, their weights, and the size of the whole batch."""
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None, int, slice]]:
+        """This worker's samples of each batch, their weights, the batch's size, and their place in it."""
         split = self.data.train
         order = torch.randperm(len(split), generator=self.generators["order"]).to(split.x.device)
         for rows in order.split(self.config.batch_size):
             x = self.data.augment(split.x[rows], self.generators["augmentation"])
             mine = self.workers.share(len(rows))
             sample_weights = None if self.sample_weights is None else self.sample_weights[rows[mine]]
-            yield x[mine], split.y[rows[mine]], sample_weights, len(rows)
+            yield x[mine], split.y[rows[mine]], sample_weights, len(rows), mine
 
     def _step(self, number: int, draw: float, sample_weights: Tensor | None) -> Step:
         ramp_steps = self.config.ramp * self.config.epochs * self.steps_per_epoch

@@ -31,6 +31,7 @@ class AdaBoost(Parameters):
     """
 
     name: ClassVar[str] = "adaboost"
+    sample_mean: ClassVar[bool] = True
 
     def stages(self, members: int) -> int:
         """One stage for each member."""

@@ -30,6 +30,7 @@ class ADP(Parameters):
     """
 
     name: ClassVar[str] = "adp"
+    sample_mean: ClassVar[bool] = True
     alpha: float = 2.0
     beta: float = 0.5
 

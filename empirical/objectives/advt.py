@@ -34,6 +34,7 @@ class AdvT(Parameters):
     """
 
     name: ClassVar[str] = "advt"
+    sample_mean: ClassVar[bool] = True
     delta_adv: float = 0.15
     steps: int = 10
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -26,6 +26,7 @@ class Step:
         mixed_precision: Run the members' forward passes in bfloat16.
         epoch_draw: Uniform in [0, 1), drawn once an epoch: what a method chooses at random for an epoch.
         generator: Source of the random numbers of a step, seeded and saved with the run, on the CPU.
+        share: Where several processes share the batch, its size and the rows that are this one's.
         sample_weights: (n,) weights of the batch's samples, of mean 1 over the training points, or None for
             equal weights.
         fast: Compute the same loss, up to rounding, with less work where a method knows how
@@ -40,6 +41,7 @@ class Step:
     mixed_precision: bool = False
     epoch_draw: float = 0.0
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    share: tuple[int, slice] | None = None
     sample_weights: Tensor | None = None
     fast: bool = True
 
@@ -52,6 +54,14 @@ class Step:
         """
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed_precision):
             return member(x).to(x.dtype)
+
+    def draw(self, numbers: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
+        """Random numbers (`torch.rand`, `torch.randn`) for the batch, (n, ...), on the CPU.
+
+        They are drawn for the whole batch, however many processes share it.
+        """
+        samples, rows = self.share or (shape[0], slice(None))
+        return numbers((samples, *shape[1:]), generator=self.generator)[rows]
 
 
 @dataclass(frozen=True)
@@ -115,8 +125,8 @@ class Parameters:
 
     Attributes:
         name: In configurations and checkpoints.
-        sample_mean: The loss is a mean over the batch's samples and draws nothing at random, so that several
-            processes that share a batch have the same loss as one.
+        sample_mean: The loss is a mean over the batch's samples, and random numbers come from `Step.draw`, so
+            that several processes that share a batch have the same loss as one.
     """
 
     name: ClassVar[str]

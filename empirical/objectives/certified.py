@@ -59,6 +59,7 @@ class Certified(Parameters):
     """
 
     name: ClassVar[str] = "certified"
+    sample_mean: ClassVar[bool] = True
     radius: float = 0.5
     single: float = 0.2
     joint: float = 1.0

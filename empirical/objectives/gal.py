@@ -32,6 +32,7 @@ class GAL(Parameters):
     """
 
     name: ClassVar[str] = "gal"
+    sample_mean: ClassVar[bool] = True
     weight: float = 0.5
     noise: float = 0.0
 
@@ -49,8 +50,8 @@ class GAL(Parameters):
         """The batch with noise on a random half of its samples; as GAL's, it may leave the pixel range."""
         if not self.noise:
             return x
-        noise = torch.randn(x.shape, generator=step.generator).to(x)
-        chosen = torch.rand(len(x), generator=step.generator).to(x) < 0.5
+        noise = step.draw(torch.randn, x.shape).to(x)
+        chosen = step.draw(torch.rand, x.shape[:1]).to(x) < 0.5
         return x + self.noise * noise * chosen.view(-1, *[1] * (x.dim() - 1))
 
 

@@ -24,6 +24,7 @@ class GradientBoost(Parameters):
     """
 
     name: ClassVar[str] = "gradient-boost"
+    sample_mean: ClassVar[bool] = True
 
     def stages(self, members: int) -> int:
         """One stage for each member."""

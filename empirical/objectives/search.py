@@ -40,7 +40,7 @@ class Box:
 
     def random_start(self, radius: float, step: Step) -> Tensor:
         """Points drawn uniformly from the ball, cut with the pixel range."""
-        noise = torch.rand(self.x.shape, generator=step.generator).to(self.x)
+        noise = step.draw(torch.rand, self.x.shape).to(self.x)
         return torch.clamp(self.x + radius * (2 * noise - 1), self.low, self.high).requires_grad_()
 
 

@@ -26,7 +26,6 @@ class TRSAdvT(TRS):
     """
 
     name: ClassVar[str] = "trs-advt"
-    sample_mean: ClassVar[bool] = False  # its attack starts at random points
     delta_adv: float = 0.15
     steps: int = 10
 

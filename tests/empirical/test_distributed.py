@@ -18,8 +18,8 @@ from empirical.comparison.results import load_results
 from empirical.config import TrainingConfig
 from empirical.data import Dataset, Split
 from empirical.distributed import Workers
-from empirical.models import ModelConfig
-from empirical.objectives import TRS, AdvT
+from empirical.models import ModelConfig, build_model
+from empirical.objectives import CKAE, OBJECTIVES, TRS, Step
 from empirical.smoothness.cli import estimate_smoothness
 from empirical.training import TrainingError, _check_shares, train
 
@@ -184,11 +184,36 @@ def test_shares_are_a_partition_without_padding(count):
     assert max(s.stop - s.start for s in shares) - min(s.stop - s.start for s in shares) <= 1
 
 
+@pytest.mark.parametrize("name", [name for name, method in OBJECTIVES.items() if method.sample_mean])
+def test_the_gradients_of_two_shares_add_up_to_those_of_the_batch(name):
+    """Weighted by their sizes, 3 and 4 of 7, with the batch's own random numbers and weights of samples."""
+    objective, (x, y) = OBJECTIVES[name](), (odd_images().train.x[:7], odd_images().train.y[:7])
+    torch.manual_seed(0)
+    config = ModelConfig("mlp", "tanh", (6,))
+    members = torch.nn.ModuleList(
+        build_model(config, shape=(1, 8, 8), classes=4, mean=(0.5,), std=(0.2,)).double() for _ in range(3)
+    )
+    weights = torch.linspace(0.5, 1.5, 7, dtype=torch.float64)
+
+    def gradients(rows, **share):
+        members.zero_grad()
+        stage = min(1, objective.stages(3) - 1)
+        step = Step(epoch=2, epochs=3, stage=stage, sample_weights=weights[rows], **share)
+        objective(members, x[rows].double(), y[rows], step).total.backward()
+        return torch.cat([each.grad.flatten() for each in members.parameters() if each.grad is not None])
+
+    whole = gradients(slice(7))
+    parts = [Workers(rank, 2).share(7) for rank in range(2)]
+    shares = [(part.stop - part.start) / 7 * gradients(part, share=(7, part)) for part in parts]
+    assert whole.norm() > 1e-3
+    torch.testing.assert_close(sum(shares), whole, rtol=1e-8, atol=1e-10)
+
+
 def test_what_would_differ_from_one_process_is_refused():
     two = Workers(0, 2)
     _check_shares(CONFIG, odd_images(), two)
-    with pytest.raises(TrainingError, match=r"without random draws .*trs.* for 2 processes, got advt"):
-        _check_shares(replace(CONFIG, objective=AdvT()), odd_images(), two)
+    with pytest.raises(TrainingError, match=r"a mean over samples .*trs.* for 2 processes, got ckae"):
+        _check_shares(replace(CONFIG, objective=CKAE()), odd_images(), two)
     with pytest.raises(TrainingError, match="got a batch of 1"):
         _check_shares(replace(CONFIG, batch_size=30), odd_images(), two)
 
