@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ CONFIG = TrainingConfig(
     dataset="tiny", model=ModelConfig("mlp", "tanh", (6,)), objective=TRS(), epochs=3, batch_size=12, lr=1e-2,
     device="cpu",
 )  # fmt: skip
+NUMBER = r"(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 TRAIN = """
 import os, signal, sys
 from empirical.smoothness.cli import estimate_smoothness
@@ -126,10 +128,10 @@ def test_a_killed_worker_ends_the_run_and_what_was_done_is_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_compare_as_one_also_when_one_was_killed(tmp_path, monkeypatch, capsys):
+def test_two_processes_compare_as_one_also_when_one_was_killed(tmp_path, monkeypatch):
     """An odd number of points, a method whose training is not shared, and the second comparison killed."""
-    options = "--data blobs --methods cos-only advt --epochs 2 --samples 13 --eps 1.5 --linf-eps .5 --json"
-    of_smoothness = "--samples 13 --radius 0.5 --certify --method quotient --json"
+    options = "--data blobs --methods cos-only advt --epochs 2 --samples 13 --eps 1.5"
+    of_smoothness = "--samples 13 --radius 0.5 --certify --method hessian"
     folder = tmp_path / "two"
     folder.mkdir()
     commands = [
@@ -149,7 +151,7 @@ def test_two_processes_compare_as_one_also_when_one_was_killed(tmp_path, monkeyp
     for rank in range(2):
         assert (folder / f"compared-{rank}").read_text().split() == ["cos-only", "advt", "advt"]
     assert outputs[1] == ""
-    assert json.loads(outputs[0].splitlines()[0])["ensembles"][0]["name"] == "cos-only"
+    assert "No guaranteed bound is contradicted" in outputs[0]
 
     monkeypatch.setattr(pipeline, "save_figures", lambda *given: [])
     assert bound_vs_empirical(f"{options} --output {tmp_path}/one".split()) == 0
@@ -171,6 +173,10 @@ def assert_same_numbers(one, two, where="result"):
         assert len(one) == len(two), where
         for index, pair in enumerate(zip(one, two, strict=True)):
             assert_same_numbers(*pair, f"{where}[{index}]")
+    elif isinstance(one, str):
+        words, others = (re.split(NUMBER, text) for text in (one, two))
+        assert words[::2] == others[::2], where
+        assert_same_numbers(*([float(each) for each in text[1::2]] for text in (words, others)), where)
     elif isinstance(one, float):
         assert one == pytest.approx(two, rel=1e-4, abs=1e-6), where
     else:
