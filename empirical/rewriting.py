@@ -93,16 +93,18 @@ def _flat_std(chain: Sequence[Any]) -> Tensor:
 
 def _dense_chains(members: nn.ModuleList) -> list[list[Any]]:
     """The members' layers, if they are dense chains of one layout, else nothing."""
-    chains = [list(member) if _is_chain(member) else [] for member in members]
-    alike = all(chains) and all(map(_is_dense, chains)) and len(set(map(_layout, chains))) == 1
-    return chains if alike else []
+    chains = [dense_chain(member) for member in members]
+    return chains if all(chains) and len(set(map(_layout, chains))) == 1 else []
 
 
-def _is_dense(chain: Sequence[nn.Module]) -> bool:
-    return all(
-        _is_bare(layer) and (type(layer) in (Normalize, nn.Flatten, nn.Linear) or is_activation(layer))
-        for layer in chain
+def dense_chain(module: nn.Module) -> list[Any]:
+    """The layers of a chain of normalisation, flattening, dense layers and activations, else nothing."""
+    layers = list(module) if _is_chain(module) else []
+    plain = (
+        is_bare(layer) and (type(layer) in (Normalize, nn.Flatten, nn.Linear) or is_activation(layer))
+        for layer in layers
     )
+    return layers if all(plain) else []
 
 
 def _layout(chain: Sequence[nn.Module]) -> str:
@@ -135,7 +137,7 @@ def folded(module: nn.Module) -> Network:
 
     Chains (`nn.Sequential`) and residual sums are rewritten; a module of any other kind is returned as it is.
     """
-    if type(module) is ResidualSum and _is_bare(module):
+    if type(module) is ResidualSum and is_bare(module):
         body, shortcut = folded(module.body), folded(module.shortcut)
         return lambda x: body(x) + shortcut(x)
     if not _is_chain(module):
@@ -144,8 +146,8 @@ def folded(module: nn.Module) -> Network:
     rest = list(module)
     while rest:
         layer = rest.pop(0)
-        if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and _is_bare(layer):
-            follows = bool(rest) and type(rest[0]) is nn.BatchNorm2d and _is_bare(rest[0])
+        if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and is_bare(layer):
+            follows = bool(rest) and type(rest[0]) is nn.BatchNorm2d and is_bare(rest[0])
             norm = rest.pop(0) if follows else None
             layers.append(_convolution(layer, norm))
         elif rest and _keeps_order(layer) and _pools_maxima(rest[0]):
@@ -157,21 +159,21 @@ def folded(module: nn.Module) -> Network:
 
 def _is_chain(module: nn.Module) -> TypeGuard[nn.Sequential]:
     plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-    return plain and _is_bare(module)
+    return plain and is_bare(module)
 
 
-def _is_bare(module: nn.Module) -> bool:
+def is_bare(module: nn.Module) -> bool:
     """Whether a call of the module is its forward pass and no more: hooks can change weights and outputs."""
     return not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def _keeps_order(layer: nn.Module) -> bool:
     rectifies = type(layer) is nn.ReLU or (type(layer) is nn.LeakyReLU and layer.negative_slope >= 0)
-    return rectifies and _is_bare(layer)
+    return rectifies and is_bare(layer)
 
 
 def _pools_maxima(layer: nn.Module) -> bool:
-    return type(layer) is nn.MaxPool2d and not layer.return_indices and _is_bare(layer)
+    return type(layer) is nn.MaxPool2d and not layer.return_indices and is_bare(layer)
 
 
 def _in_a_row(layers: Sequence[Network]) -> Network:

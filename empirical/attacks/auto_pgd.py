@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from empirical.attacks.base import Goal, Iterates, better, evaluate, not_fallen
-from empirical.attacks.perturbation import Ball, direction_of_ascent, spread
-from empirical.rewriting import Network
+from empirical.attacks.perturbation import Ball, choose, direction_of_ascent, is_zero, spread
+from empirical.pullback import WithPullback
 from estimators.batching import check_finite
 
 # Parameters of the publication: weight of the new step beside the momentum, and the share of steps between
@@ -23,7 +23,7 @@ _RISING_SHARE = 0.75
 
 
 def adaptive_steps(
-    model: Network, ball: Ball, start: Tensor, goal: Goal, loss: str, steps: int, first_step: float
+    network: WithPullback, ball: Ball, start: Tensor, goal: Goal, loss: str, steps: int, first_step: float
 ) -> tuple[Iterates, Iterates, Tensor, Tensor]:
     """One run on one batch: kept iterates, last ones, zero gradients (n,), whether the loss never fell (n,).
 
@@ -31,7 +31,7 @@ def adaptive_steps(
     it has seen, if too few of the steps raised its loss, or if neither step size nor best loss has changed
     since the checkpoint before.
     """
-    here, gradient = evaluate(model, ball.project(start), goal, loss)
+    here, gradient = evaluate(network, ball.project(start), goal, loss)
     check_finite(here.loss, "the attack loss")
     best, best_gradient = here, gradient
     kept = here
@@ -43,13 +43,14 @@ def adaptive_steps(
     halved, best_loss_before = torch.ones_like(monotone), best.loss
     window, next_check = _first_window(steps), _first_window(steps)
     for step in range(steps):
-        zeros += gradient.flatten(1).eq(0).all(1)
-        ahead = ball.project(here.x + spread(step_size, here.x) * direction_of_ascent(gradient, ball.norm))
+        direction = direction_of_ascent(gradient, ball.norm)
+        zeros += is_zero(direction)
+        ahead = ball.project(here.x + spread(step_size, here.x) * direction)
         if step > 0:
             momentum = (1 - _NEW_STEP) * (here.x - previous)
             ahead = ball.project(here.x + _NEW_STEP * (ahead - here.x) + momentum)
         previous = here.x
-        there, gradient = evaluate(model, ahead, goal, loss, with_gradient=step < steps - 1)
+        there, gradient = evaluate(network, ahead, goal, loss, with_gradient=step < steps - 1)
         monotone &= not_fallen(here.loss, there.loss)
         rises += there.loss > here.loss
         kept = there if step == 0 else better(kept, there)
@@ -58,13 +59,13 @@ def adaptive_steps(
             break
         improved = here.loss > best.loss
         best = here.where(improved, best)
-        best_gradient = torch.where(spread(improved, gradient), gradient, best_gradient)
+        best_gradient = choose(improved, gradient, best_gradient)
         if step + 1 == next_check:
             halved = (rises <= _RISING_SHARE * window) | (~halved & (best.loss <= best_loss_before))
             best_loss_before = best.loss
             step_size = torch.where(halved, step_size / 2, step_size)
             here = best.where(halved, here)
-            gradient = torch.where(spread(halved, gradient), best_gradient, gradient)
+            gradient = choose(halved, best_gradient, gradient)
             rises = torch.zeros_like(rises)
             window = _next_window(window, steps)
             next_check += window

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from empirical.attacks.perturbation import spread
+from empirical.attacks.perturbation import choose
+from empirical.pullback import WithPullback
 
 PixelRange = tuple[float, float] | None
 
@@ -81,6 +82,21 @@ class Goal(NamedTuple):
             return -TARGETED_LOSSES[loss](logits, self.labels)
         return LOSSES[loss](logits, self.labels)
 
+    def loss_and_slope(self, loss: str, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The attack loss (n,) and, where gradients are enabled, its gradient by the logits (n, K)."""
+        if not torch.is_grad_enabled():
+            return self.attack_loss(loss, logits), logits.new_empty(0)
+        if loss == "ce":  # what autograd computes, without its graph
+            log_p = functional.log_softmax(logits, 1)
+            sign = 1.0 if self.targeted else -1.0
+            labels = self.labels[:, None]
+            chosen = torch.zeros_like(log_p).scatter_(1, labels, sign)
+            slope = torch.ops.aten._log_softmax_backward_data(chosen, log_p, 1, log_p.dtype)
+            return sign * log_p.gather(1, labels).squeeze(1), slope
+        leaf = logits.detach().requires_grad_()
+        losses = self.attack_loss(loss, leaf)
+        return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0]
+
     def reached(self, predicted: Tensor) -> Tensor:
         """Where predicted labels (n,) are what the attacker wants, (n,) bool."""
         return (predicted == self.labels) if self.targeted else (predicted != self.labels)
@@ -96,7 +112,7 @@ class Iterates(NamedTuple):
     def where(self, rows: Tensor, others: Iterates) -> Iterates:
         """These iterates in the `rows` (n,) bool, the `others` elsewhere."""
         return Iterates(
-            torch.where(spread(rows, self.x), self.x, others.x),
+            choose(rows, self.x, others.x),
             torch.where(rows, self.loss, others.loss),
             torch.where(rows, self.fooled, others.fooled),
         )
@@ -138,17 +154,15 @@ class AttackMethod(Protocol):
 
 
 def evaluate(
-    model: Callable[[Tensor], Tensor], point: Tensor, goal: Goal, loss: str, *, with_gradient: bool = True
+    network: WithPullback, point: Tensor, goal: Goal, loss: str, *, with_gradient: bool = True
 ) -> tuple[Iterates, Tensor]:
     """The iterates at `point` and the gradient of the attack loss there (empty unless asked for)."""
     with torch.set_grad_enabled(with_gradient):
-        point = point.detach().requires_grad_(with_gradient)
-        logits = model(point)
-        losses = goal.attack_loss(loss, logits)
-    # Samples do not interact in evaluation mode, so the gradient of the sum holds every sample's gradient.
-    # autograd.grad reaches the input alone: parameters keep their .grad.
-    gradient = torch.autograd.grad(losses.sum(), point)[0] if with_gradient else point.new_empty(0)
-    return Iterates(point.detach(), losses.detach(), goal.reached(logits.argmax(1))), gradient
+        logits, pullback = network(point)
+        # Samples do not interact in evaluation mode: the sum's gradient holds every sample's gradient.
+        losses, by_logits = goal.loss_and_slope(loss, logits)
+        gradient = pullback(by_logits) if with_gradient else point.new_empty(0)
+    return Iterates(point, losses, goal.reached(logits.argmax(1))), gradient
 
 
 def better(kept: Iterates, found: Iterates) -> Iterates:
@@ -157,11 +171,11 @@ def better(kept: Iterates, found: Iterates) -> Iterates:
     Where rounding makes the loss flat (tiny gradients), the later iterate went farther along its gradient.
     """
     wins = (found.fooled & ~kept.fooled) | ((found.fooled == kept.fooled) & (found.loss >= kept.loss))
-    return found if bool(wins.all()) else found.where(wins, kept)  # mostly all win: no copy then
+    return found.where(wins, kept)
 
 
 def not_fallen(before: Tensor, after: Tensor) -> Tensor:
-    """Where a loss (n,) has not fallen, up to float rounding."""
+    """Where losses (..., n) have not fallen, up to float rounding."""
     return after >= before - LOSS_ROUNDING * before.abs().clamp(min=1)
 
 

@@ -46,12 +46,13 @@ from empirical.attacks.base import (
 from empirical.attacks.perturbation import (
     ORDERS,
     Ball,
+    choose,
     direction_of_ascent,
+    is_zero,
     normalised,
-    spread,
     uniform_in_unit_ball,
 )
-from empirical.rewriting import Network, folded
+from empirical.pullback import WithPullback, with_pullback
 from estimators.batching import check_finite
 from estimators.sharing import in_batches
 
@@ -157,7 +158,7 @@ class Attack:
     ) -> Perturbed:
         """Run all restarts on checked samples x; `run_attack` is the way in for users."""
         generator = torch.Generator(x.device).manual_seed(self.seed)
-        network = folded(model)
+        network = with_pullback(model)
         kept: Iterates | None = None
         zero_gradients = monotone = 0
 
@@ -179,42 +180,45 @@ class Attack:
             found = Iterates(*iterates)
             kept = found if kept is None else better(kept, found)
         assert kept is not None
-        x_adv = torch.where(spread(kept.fooled, x), kept.x, x) if self.on_failure == "clean" else kept.x
+        x_adv = choose(kept.fooled, kept.x, x) if self.on_failure == "clean" else kept.x
         runs = self.restarts * len(x)
         return Perturbed(x_adv, zero_gradients / (runs * self.schedule[0]), monotone / runs)
 
 
 def _ascend(
-    model: Network, ball: Ball, start: Tensor, goal: Goal, attack: Attack
+    network: WithPullback, ball: Ball, start: Tensor, goal: Goal, attack: Attack
 ) -> tuple[Iterates, Tensor, Tensor]:
     """One restart on one batch: kept iterates, zero gradients (n,), whether the loss never fell (n,)."""
     if attack.method == "apgd":
-        kept, last, zeros, rising = adaptive_steps(model, ball, start, goal, attack.loss, *attack.schedule)
+        kept, last, zeros, rising = adaptive_steps(network, ball, start, goal, attack.loss, *attack.schedule)
         return last if attack.on_failure == "last" else kept, zeros, rising
-    return _fixed_steps(model, ball, start, goal, attack)
+    return _fixed_steps(network, ball, start, goal, attack)
 
 
 def _fixed_steps(
-    model: Network, ball: Ball, start: Tensor, goal: Goal, attack: Attack
+    network: WithPullback, ball: Ball, start: Tensor, goal: Goal, attack: Attack
 ) -> tuple[Iterates, Tensor, Tensor]:
     """As `_ascend`, with steps of one length."""
     steps, step_size = attack.schedule
-    here, gradient = evaluate(model, ball.project(start), goal, attack.loss)
+    here, gradient = evaluate(network, ball.project(start), goal, attack.loss)
     check_finite(here.loss, "the attack loss")
-    kept = here
+    kept, losses, zeros = here, [here.loss], []
     velocity = torch.zeros_like(gradient)
-    zeros = torch.zeros_like(here.fooled, dtype=torch.long)
-    monotone = torch.ones_like(here.fooled)
     for step in range(steps):
-        zeros += ~gradient.flatten(1).any(1)
         if attack.method == "mim":
-            velocity = MOMENTUM * velocity + normalised(gradient, 1)
-            gradient = velocity
-        point = ball.project(here.x + step_size * direction_of_ascent(gradient, attack.norm))
-        there, gradient = evaluate(model, point, goal, attack.loss, with_gradient=step < steps - 1)
-        monotone &= not_fallen(here.loss, there.loss)
+            gradient = normalised(gradient, 1)
+            zeros.append(is_zero(gradient))
+            velocity = MOMENTUM * velocity + gradient
+            direction = direction_of_ascent(velocity, attack.norm)
+        else:
+            direction = direction_of_ascent(gradient, attack.norm)
+            zeros.append(is_zero(direction))
+        point = ball.step(here.x, direction, step_size)
+        here, gradient = evaluate(network, point, goal, attack.loss, with_gradient=step < steps - 1)
+        losses.append(here.loss)
         # The start is no candidate: an attacked image is one that the attack moved.
-        kept = there if step == 0 or attack.on_failure == "last" else better(kept, there)
-        here = there
+        kept = here if step == 0 or attack.on_failure == "last" else better(kept, here)
     check_finite(here.loss, "the attack loss")
-    return kept, zeros, monotone
+    track = torch.stack(losses)
+    monotone = not_fallen(track[:-1], track[1:]).all(0)
+    return kept, torch.stack(zeros).sum(0), monotone

@@ -201,18 +201,22 @@ def generators_kept(device: torch.device) -> Iterator[None]:
 
 def _image_health(x: Tensor, x_adv: Tensor, norm: str, pixel_range: PixelRange) -> dict[str, float]:
     """The part of an attack's health that its images alone show."""
-    clean, attacked = x.flatten(1), x_adv.flatten(1)
-    black = attacked.eq(0).all(1) & ~clean.eq(0).all(1)
+    norms = sample_norms(x_adv.double() - x.double(), ORDERS[norm])
+    low, high = x_adv.flatten(1).amin(1), x_adv.flatten(1).amax(1)
+    black = (low == 0) & (high == 0) & x.flatten(1).any(1)
     outside = torch.zeros_like(black)
     if pixel_range is not None:
-        outside = ((attacked < pixel_range[0]) | (attacked > pixel_range[1])).any(1)
-    norms = sample_norms(attacked.double() - clean.double(), ORDERS[norm])
+        outside = (low < pixel_range[0]) | (high > pixel_range[1])
     return {
-        "unchanged": float(attacked.eq(clean).all(1).double().mean()),
-        "black": float(black.double().mean()),
-        "out_of_range": float(outside.double().mean()),
+        "unchanged": _share(norms == 0),
+        "black": _share(black),
+        "out_of_range": _share(outside),
         "largest_norm": float(norms.max()),
     }
+
+
+def _share(rows: Tensor) -> float:
+    return float(rows.double().mean())
 
 
 def check_pixels(x: Tensor, pixel_range: PixelRange) -> None:

@@ -18,6 +18,7 @@ from bounds.estimate import json_number
 from empirical.attacks import predict
 from empirical.attacks.base import Goal, evaluate
 from empirical.attacks.perturbation import normalised
+from empirical.pullback import with_pullback
 from estimators.batching import DEFAULT_BATCH, check_inputs, check_labels, frozen
 
 RAYS = ("gradient", "against gradient", "orthogonal", "against orthogonal")
@@ -127,7 +128,7 @@ def boundary_slice(
 def _axes(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
     """(2, *shape): the normalised gradient of the loss, and a random unit direction orthogonal to it."""
     with frozen(model):
-        _, gradient = evaluate(model, x, Goal(y, targeted=False), "ce")
+        _, gradient = evaluate(with_pullback(model), x, Goal(y, targeted=False), "ce")
     if not gradient.any():
         raise ValueError("expected a sample where the loss has a gradient, got a zero gradient")
     first = normalised(gradient, 2)

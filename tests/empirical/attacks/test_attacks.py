@@ -4,7 +4,7 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -664,3 +664,62 @@ def test_an_attack_of_ones_own_runs_like_the_others() -> None:
     assert attack_from_json(Darken(0.4).to_json()) == Darken(0.4)
     with pytest.raises(ValueError, match="new name for an attack, got 'darken', which is taken"):
         register_attack("darken", Darken.from_json)
+
+
+# The plain attack, written out with autograd, against the fast one.
+
+
+def plainly(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, targeted: bool) -> Tensor:
+    """PGD or MIM of one start, in the pixel range [0, 1], keeping the best iterate."""
+    order = math.inf if attack.norm == "linf" else 2
+    losses = TARGETED_LOSSES if targeted else LOSSES
+
+    def judged(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        point = point.clone().requires_grad_()
+        logits = model(point)
+        loss = (-1 if targeted else 1) * losses[attack.loss](logits, y)
+        (gradient,) = torch.autograd.grad(loss.sum(), point)
+        return gradient, loss.detach(), (logits.argmax(1) == y) == targeted
+
+    def inside(point: Tensor) -> Tensor:
+        delta = point.clamp(0, 1) - x
+        size = torch.linalg.vector_norm(delta, order, dim=1, keepdim=True)
+        if attack.norm == "linf":
+            return (x + delta.clamp(-attack.eps, attack.eps)).clamp(0, 1)
+        return x + delta * (attack.eps / size).clamp(max=1)
+
+    here, velocity = x.clone(), torch.zeros_like(x)
+    best, best_loss, best_fooled = here, torch.full((len(x),), -math.inf).double(), torch.zeros(len(x)) > 0
+    for _ in range(attack.steps):
+        gradient = judged(here)[0]
+        if attack.method == "mim":
+            velocity = velocity + gradient / gradient.abs().sum(1, keepdim=True)
+            gradient = velocity
+        unit = gradient / torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        here = inside(here + attack.schedule[1] * (gradient.sign() if attack.norm == "linf" else unit))
+        _, loss, fooled = judged(here)
+        wins = (fooled & ~best_fooled) | ((fooled == best_fooled) & (loss >= best_loss))
+        best = torch.where(wins[:, None], here, best)
+        best_loss, best_fooled = torch.where(wins, loss, best_loss), torch.where(wins, fooled, best_fooled)
+    return best
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("method", ["bim", "mim"])
+def test_equals_the_plain_attack(method: str, norm: str, loss: str, targeted: bool) -> None:
+    """Written-out backward passes, fused steps and copies give what plain autograd gives, to rounding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(linear(24, 20, scale=1.5), nn.Tanh(), nn.Linear(24, 5)).double()
+    x = images(40, 20).double()
+    y = predict(model, x)
+    goal = (y + 1) % 5 if targeted else y
+    eps = 0.3 if norm == "linf" else 1.0
+    attack = Attack(method, norm, eps, steps=9, step_size=0.8 * eps, loss=loss)
+    expected = plainly(model, x, goal, attack, targeted)
+    found = run_attack(model, x, y, attack, target=goal if targeted else None).x_adv
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    last = run_attack(model, x, y, replace(attack, on_failure="last"), target=goal if targeted else None)
+    if method == "bim":
+        assert not torch.equal(found, last.x_adv), "some sample's best iterate is not its last one"
