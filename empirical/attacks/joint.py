@@ -15,7 +15,7 @@ weaker than the pointwise best of the given points.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ from empirical.attacks.perturbation import (
     uniform_in_unit_ball,
 )
 from empirical.attacks.run import check_pixels, generators_kept
+from empirical.rewriting import Network
+from empirical.rewriting import together as all_together
 from estimators.batching import (
     DEFAULT_BATCH,
     check_finite,
@@ -153,11 +155,12 @@ def joint_attack(
 
     def attacked(x: Tensor, labels: Tensor, *points: Tensor) -> tuple[Tensor, Tensor]:
         ball = Ball(x, attack.norm, attack.eps, pixel_range)
-        problem = _Problem(models, goal._replace(labels=labels), wanted, ball)
+        problem = _Problem(network, len(models), goal._replace(labels=labels), wanted, ball)
         found, heights = _attack(problem, points[: len(starts)], points[len(starts) :], attack)
         return found, heights.T
 
     with frozen(*models), generators_kept(x.device):
+        network = all_together(nn.ModuleList(models))
         x_adv, heights = in_batches(attacked, batch_size, x, goal.labels, *starts, *offsets)
     fooled = heights.T > 0
     return JointAttackResult(x_adv, fooled, fooled.sum(0) >= wanted, wanted, attack)
@@ -171,9 +174,18 @@ def _random_offsets(x: Tensor, attack: JointAttack) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class _Problem:
-    """A batch: what is wanted of which models, and where the perturbation may go."""
+    """A batch: what is wanted of which models, and where the perturbation may go.
 
-    models: tuple[nn.Module, ...]
+    Attributes:
+        network: All models, (N, n, *shape) to (N, n, K).
+        members: N.
+        goal: What is wanted of each sample.
+        together: How many models have to be fooled at once.
+        ball: Where the perturbation may go.
+    """
+
+    network: Network
+    members: int
     goal: Goal
     together: int
     ball: Ball
@@ -181,12 +193,13 @@ class _Problem:
     def at(self, rows: Tensor) -> _Problem:
         """The problem for some of the samples."""
         goal = self.goal._replace(labels=self.goal.labels[rows])
-        return _Problem(self.models, goal, self.together, self.ball.at(rows))
+        return replace(self, goal=goal, ball=self.ball.at(rows))
 
     def heights(self, x: Tensor) -> Tensor:
         """By how much each model is fooled, (N, n)."""
-        logits = [model(x) for model in self.models]
-        found = torch.stack([margin_loss(each, self.goal.labels) for each in logits])
+        logits = self.network(x.expand(self.members, *x.shape))
+        labels = self.goal.labels.expand(self.members, -1)
+        found = margin_loss(logits.flatten(0, 1), labels.flatten()).reshape(labels.shape)
         found = -found if self.goal.targeted else found
         check_finite(found.detach(), "the attack loss")
         return found

@@ -14,6 +14,7 @@ from empirical.attacks.perturbation import sample_norms
 from empirical.comparison.judge import judge
 from empirical.comparison.rows import ON_BOTH_CORRECT, Row
 from empirical.data import Split
+from estimators.batching import double_copy
 from estimators.certified.network import Network
 from estimators.certified.segment import largest_on_segments
 from estimators.distribution import Distribution
@@ -50,6 +51,7 @@ class PairRows:
         about: Distribution,
     ) -> None:
         self.name, self.members, self.networks, self.data = name, members, networks, data
+        self.exact_members, self.exact_x = [double_copy(member) for member in members], data.x.double()
         self.points, self.about = points, about
         self.targeted = target is not None
         self.mode = UNTARGETED if target is None else TARGETED
@@ -139,13 +141,11 @@ class PairRows:
         # Theorem 4 expands it at the true label and the one into which the attack led, Theorem 3 at y_t.
         labels = torch.stack([self.data.y, self.goal if self.targeted else reached], 1)
         if stand_in == REMAINDER:
-            return estimators.remainder(member, loss, self.data.x, x_adv, labels)
+            return estimators.remainder(self.exact_members[index], loss, self.exact_x, x_adv.double(), labels)
         network = self.networks[index]
         if network is None:
             return estimators.smoothness(member, loss, self.data.x, labels, method="segment", x_end=x_adv)
-        return largest_on_segments(
-            network, self.data.x.double(), x_adv.double(), labels, pieces=_SEGMENT_PIECES
-        )
+        return largest_on_segments(network, self.exact_x, x_adv.double(), labels, pieces=_SEGMENT_PIECES)
 
 
 def largest_l2_size(x: Tensor, x_adv: Tensor) -> float:

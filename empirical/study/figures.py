@@ -188,11 +188,15 @@ def _lines(axes: Axes, table: Table, quantity: str) -> None:
     values = table.numbers[quantity]
     rows = sorted(set(first) - {""}, key=float)
     for index, level in enumerate(sorted(set(second) - {""}, key=float)):
-        cells = [values[(first == row) & (second == level)] for row in rows]
-        means = [np.nanmean(cell) for cell in cells]
-        errors = [np.nanstd(cell, ddof=1) / np.sqrt(len(cell)) if len(cell) > 1 else 0.0 for cell in cells]
+        cells = [values[(first == row) & (second == level) & ~np.isnan(values)] for row in rows]
+        # A design need not have every pair of weights, nor a number for each.
+        places = np.array([place for place, cell in enumerate(cells) if len(cell)])
+        means = [cell.mean() for cell in cells if len(cell)]
+        errors = [
+            cell.std(ddof=1) / np.sqrt(len(cell)) if len(cell) > 1 else 0.0 for cell in cells if len(cell)
+        ]
         axes.errorbar(
-            np.arange(len(rows)) + 0.06 * (index - 1), means, yerr=errors, color=COLOURS[index],
+            places + 0.06 * (index - 1), means, yerr=errors, color=COLOURS[index],
             marker=MARKERS[index], linestyle=("-", "--", ":", "-.")[index % 4], markersize=5, linewidth=1.2,
             capsize=2, label=f"weight of gradient size, lambda_b = {level}",
         )  # fmt: skip

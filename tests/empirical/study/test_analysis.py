@@ -1,16 +1,19 @@
 """From records to answers, on ensembles that were never trained and whose numbers have known relations."""
 
 import math
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from empirical.config import TrainingConfig
 from empirical.files import ResultsError
 from empirical.study.analysis import effect
 from empirical.study.claims import FAILS, HOLDS, UNDECIDED, Claim, Evidence
+from empirical.study.figures import _lines
 from empirical.study.measure import Record
 from empirical.study.observations import Ball, Table, column, tabulate
 from empirical.study.pages import claim_table, page, write_pages
@@ -200,6 +203,29 @@ def test_pages_and_figures_are_drawn_from_the_saved_study_alone(study, tmp_path)
     assert all(claim["text"] in text for claim in loaded.claims)
     assert (tmp_path / "pages" / "study.json").read_text() == (tmp_path / "study.json").read_text()
     assert "holds" in claim_table(loaded).to_text()
+
+
+def test_weights_that_a_design_leaves_out_are_left_out_of_the_lines():
+    """One pair of weights has no ensemble, another one no number; the mean and error are of what there is."""
+    levels = {
+        ("0", "0"): [1.0, 2.0, math.nan],
+        ("0.5", "0"): [math.nan],
+        ("1", "0"): [4.0],
+        ("1", "1"): [5.0],
+    }
+    lines = [(*weights, value) for weights, values in levels.items() for value in values]
+    first, second, numbers = zip(*lines, strict=True)
+    labels = {"lambda_a": first, "lambda_b": second}
+    table = Table("ensemble", first, first, labels, {"transfer": np.array(numbers)})
+    axes = Figure().add_subplot()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _lines(axes, table, "transfer")
+    drawn, alone = (container.lines[0] for container in axes.containers)
+    np.testing.assert_allclose(drawn.get_xydata(), [[-0.06, 1.5], [1.94, 4.0]])
+    np.testing.assert_allclose(alone.get_xydata(), [[2.0, 5.0]])
+    bars = axes.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose([bar[:, 1] for bar in bars], [[1.0, 2.0], [4.0, 4.0]])
 
 
 def test_a_table_reads_back_what_it_wrote():

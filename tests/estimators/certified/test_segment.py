@@ -11,7 +11,7 @@ from torch.func import jvp
 from empirical.data import load_dataset
 from empirical.models import SOFTPLUS_THRESHOLD, ModelConfig, ResidualSum, build_model
 from estimators import cross_entropy, margin, remainder
-from estimators.certified import segment
+from estimators.certified import jets, segment
 from estimators.certified.network import UnsupportedLayer, read_network
 from estimators.certified.segment import largest_on_segments, segment_bounds, segment_smoothness
 
@@ -138,7 +138,7 @@ def check_enclosed(model, start, end, middle, half):
     model = model.double()
     x, x_end = (torch.tensor([[point]], dtype=torch.float64) for point in (start, end))
     network = read_network(model, x)
-    lines = segment._Lines(network, segment._readout(network, x), x, x_end - x, torch.zeros(1, 1).long())
+    lines = jets.Lines(network, jets.last_map(network, x), x, x_end - x, torch.zeros(1, 1).long())
     sample, length = torch.zeros(len(middle), dtype=torch.int64), torch.full_like(middle, half)
     found = lines._gaps(sample, middle, length)
     for side in (-half, half):
@@ -186,7 +186,7 @@ def test_pieces_of_quadratic_logits_are_bounded(half):
     gaps = logits.unsqueeze(3) - logits.unsqueeze(2)
     slope, bend = half * gaps[2].abs(), torch.zeros_like(gaps[2])
     radius = torch.stack([half * gaps[1].abs() + half**2 / 2 * gaps[2].abs(), slope, bend])
-    upper, seen = segment._loss_bends(segment._Jet(gaps, radius), torch.full((4000,), half).double(), y)
+    upper, seen = jets.loss_bends(jets.Jet(gaps, radius), torch.full((4000,), half).double(), y)
     t = torch.linspace(-half, half, 81, dtype=torch.float64).reshape(-1, 1, 1)
     p = (logits[0] + t * logits[1] + t**2 / 2 * logits[2]).softmax(2)
     slopes = logits[1] + t * logits[2]
@@ -267,7 +267,7 @@ def test_samples_do_not_depend_on_their_company(trained, monkeypatch):
     network = read_network(model, x)
     together = segment_bounds(network, x, x_end, y)
     monkeypatch.setattr(segment, "_SEGMENTS", 7)
-    monkeypatch.setattr(segment, "_ENTRIES", 500)
+    monkeypatch.setattr(jets, "_ENTRIES", 500)
     apart = segment_bounds(network, x, x_end, y)
     assert torch.equal(together.pieces, apart.pieces)
     for name in ("upper", "lower", "kappa", "kappa_plus"):
@@ -351,3 +351,30 @@ def test_the_largest_over_all_segments_is_that_of_the_segments_one_by_one():
     assert found.upper == pytest.approx(float(alone.upper.max()), rel=0.02)
     # Far fewer pieces than all segments take one by one.
     assert int(re.search(r"on (\d+) pieces", found.method)[1]) < int(alone.pieces.sum())
+
+
+@pytest.mark.parametrize("tolerance", [1.02, 1.5])
+def test_a_glance_at_the_segments_changes_nothing_but_the_work(monkeypatch, tolerance):
+    """What is left out cannot have been the largest, however loose the bounds may be."""
+    cases = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+        x, step = torch.randn(2, 30, 4, dtype=torch.float64)
+        cases.append((read_network(model, x), x, x + 0.3 * step, torch.arange(30) % 3))
+    found = [largest_on_segments(*case, tolerance=tolerance) for case in cases]
+    glance, looked_at = segment._at_a_glance, []
+
+    def short_sighted(lines):
+        upper, seen, spent = glance(lines)
+        looked_at.append(len(upper))
+        return upper + torch.inf, seen, spent
+
+    monkeypatch.setattr(segment, "_at_a_glance", short_sighted)
+    for one, case in zip(found, cases, strict=True):
+        everything = largest_on_segments(*case, tolerance=tolerance)
+        assert (one.lower, one.upper) == pytest.approx((everything.lower, everything.upper), rel=1e-12)
+        counts = (int(re.search(r"on (\d+) pieces", each.method)[1]) for each in (one, everything))
+        pieces, of_everything = counts
+        assert pieces < 0.6 * of_everything
+    assert looked_at == [30] * 4
