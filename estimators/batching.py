@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from estimators.losses import LossFunction
 
 Support = Literal["finite", "population"]
+Result = TypeVar("Result")
 DEFAULT_BATCH = 1024
 
 
@@ -162,16 +163,27 @@ def check_finite(values: Tensor, name: str) -> None:
         raise ValueError(f"expected finite values in {name}, got {bad} of {values.numel()} NaN or infinite")
 
 
-def batches(y: Tensor, batch_size: int, *inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut inputs (n, ...) and labels (n,) or (n, L) into batches of (labels, *inputs).
+def fitting_batches(function: Callable[..., Result], batch_size: int, *inputs: Tensor) -> Iterator[Result]:
+    """`function` of one batch of inputs (n, ...) after the other, of at most `batch_size` rows.
 
-    Each pair of a sample and one of its labels is one row; rows are in the order of `y.flatten()`.
+    A batch that the device's memory does not hold is done again in halves, and so are all after it: what is
+    computed row by row is the same. Host memory has no such answer, for the system ends the process.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: If a single row does not fit.
     """
-    labels = y.flatten()
-    per_sample = len(labels) // len(y)
-    for start in range(0, len(labels), batch_size):
-        rows = torch.arange(start, min(start + batch_size, len(labels)), device=y.device)
-        yield labels[rows], *(tensor[rows // per_sample] for tensor in inputs)
+    start, count = 0, len(inputs[0])
+    while start < count:
+        end = min(start + batch_size, count)
+        try:
+            found = function(*(each[start:end] for each in inputs))
+        except torch.cuda.OutOfMemoryError:
+            if end - start == 1:
+                raise
+            batch_size = (end - start + 1) // 2
+            continue
+        yield found
+        start = end
 
 
 def batched_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
@@ -181,7 +193,7 @@ def batched_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
         ValueError: If a logit is NaN or infinite.
     """
     with frozen(model), torch.no_grad():
-        logits = torch.cat([model(part) for part in x.split(batch_size)])
+        logits = torch.cat(list(fitting_batches(model, batch_size, x)))
     check_finite(logits, "the logits")
     return logits
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +9,6 @@ from bounds.estimate import Estimate
 from estimators.batching import (
     DEFAULT_BATCH,
     Support,
-    batches,
     check_finite,
     check_inputs,
     check_labels,
@@ -20,14 +17,19 @@ from estimators.batching import (
 )
 from estimators.distribution import Distribution
 from estimators.losses import LossFunction, cross_entropy, margin
-from estimators.sharing import shared
+from estimators.sharing import in_batches
 
 
-def differentiate(values: Tensor, x: Tensor, *, create_graph: bool = False) -> Tensor:
+def differentiate(
+    values: Tensor, x: Tensor, *, create_graph: bool = False, keep_graph: bool = False
+) -> Tensor:
     """The gradient of `values.sum()` in x, zero where the values do not depend on x."""
     if not values.requires_grad:
         return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(values.sum(), x, create_graph=create_graph, materialize_grads=True)
+    keep_graph = keep_graph or create_graph
+    (gradient,) = torch.autograd.grad(
+        values.sum(), x, create_graph=create_graph, retain_graph=keep_graph, materialize_grads=True
+    )
     return gradient
 
 
@@ -55,42 +57,43 @@ def input_gradients(
     check_loss(loss, model, x, classes)
 
     def gradients(x: Tensor, y: Tensor) -> tuple[Tensor]:
-        rows = [gradient for _, gradient in _value_gradients(model, loss, x, y, batch_size)]
-        return (torch.cat(rows).reshape(*y.shape, *x.shape[1:]),)
+        return (_value_gradients(model, loss, x, y)[1],)
 
-    return shared(gradients, x, y)[0]
+    return in_batches(gradients, samples_at_once(batch_size, y), x, y)[0]
 
 
-def gradient_directions(
-    model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, *, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of unit loss gradients (m, d) and their l2 norms (m,), in float64; zero rows where it is zero.
+def samples_at_once(batch_size: int, y: Tensor) -> int:
+    """How many samples, with their labels y of shape (n,) or (n, L), make a batch of pairs; at least 1."""
+    return max(1, batch_size // y[0].numel())
+
+
+def gradient_directions(model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit loss gradients (n, d) or (n, L, d) of one batch, or zeros, and their l2 norms, in float64.
 
     Cross-entropy goes through its margin: the directions are the same, and the norm sigmoid(m) ||grad m||
     stays positive at points so confident that p - e_y rounds to zero. Inputs are checked already.
     """
     through_margin = loss is cross_entropy
-    for values, gradient in _value_gradients(model, margin if through_margin else loss, x, y, batch_size):
-        rows = gradient.flatten(1).double()
-        # Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
-        largest = rows.abs().amax(1, keepdim=True)
-        rows = rows / largest.where(largest > 0, 1.0)
-        length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        norm = (length * largest).squeeze(1)
-        yield (
-            rows / length.where(length > 0, 1.0),
-            norm * torch.sigmoid(values.double()) if through_margin else norm,
-        )
+    values, gradients = _value_gradients(model, margin if through_margin else loss, x, y)
+    rows = gradients.flatten(y.dim()).double()
+    # Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
+    largest = rows.abs().amax(-1, keepdim=True)
+    rows = rows / largest.where(largest > 0, 1.0)
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    norm = (length * largest).squeeze(-1)
+    return (
+        rows / length.where(length > 0, 1.0),
+        norm * torch.sigmoid(values.double()) if through_margin else norm,
+    )
 
 
 def gradient_norms(model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, *, batch_size: int) -> Tensor:
     """l2 norm of each loss gradient, (n,) or (n, L) in float64, for inputs that are checked already."""
 
     def norms(x: Tensor, y: Tensor) -> tuple[Tensor]:
-        found = [each for _, each in gradient_directions(model, loss, x, y, batch_size=batch_size)]
-        return (torch.cat(found).reshape(y.shape),)
+        return (gradient_directions(model, loss, x, y)[1],)
 
-    return shared(norms, x, y)[0]
+    return in_batches(norms, samples_at_once(batch_size, y), x, y)[0]
 
 
 def gradient_norm(
@@ -138,13 +141,12 @@ def describe_labels(y: Tensor) -> str:
     return f"{count} label{'s' if count > 1 else ''} each"
 
 
-def _value_gradients(
-    model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for labels, part in batches(y, batch_size, x):
-        with frozen(model):
-            point = part.detach().requires_grad_(True)
-            values = loss(model(point), labels)
-            gradient = differentiate(values, point)
-        check_finite(gradient, "the gradients")
-        yield values.detach(), gradient
+def _value_gradients(model: nn.Module, loss: LossFunction, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of one batch, (n,) or (n, L), and gradients; all labels of a sample share a forward pass."""
+    with frozen(model):
+        point = x.detach().requires_grad_(True)
+        logits = model(point)
+        values = [loss(logits, label) for label in y.reshape(len(y), -1).T]
+        gradients = torch.stack([differentiate(each, point, keep_graph=True) for each in values], 1)
+    check_finite(gradients, "the gradients")
+    return torch.stack(values, 1).detach().reshape(y.shape), gradients.reshape(*y.shape, *x.shape[1:])

@@ -99,9 +99,7 @@ def measure_points(
 
     def differentiated(x: Tensor, y: Tensor, *goal: Tensor) -> tuple[Tensor, ...]:
         labels = every_label.expand(len(x), -1)
-        units, sizes = zip(
-            *(_directions(model, loss, x, labels, batch_size) for model in models), strict=True
-        )
+        units, sizes = zip(*(gradient_directions(model, loss, x, labels) for model in models), strict=True)
         norms = torch.stack(sizes, 1)
         angles = torch.stack([torch.stack([cosines(one, other) for other in units], 1) for one in units], 1)
         if not goal:
@@ -194,11 +192,3 @@ def check_attack(x: Tensor, x_adv: Tensor, eps: float) -> Tensor:
     if longest > eps * (1 + _RADIUS_SLACK):
         raise ValueError(f"expected attacks with ||x_adv - x||_2 <= eps = {eps:g}, got {longest:g}")
     return x_adv
-
-
-def _directions(
-    model: nn.Module, loss: LossFunction, x: Tensor, labels: Tensor, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Unit gradients (n, L, d) and their norms (n, L)."""
-    units, norms = zip(*gradient_directions(model, loss, x, labels, batch_size=batch_size), strict=True)
-    return torch.cat(units).reshape(*labels.shape, -1), torch.cat(norms).reshape(labels.shape)

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from estimators.batching import batches
+from estimators.batching import fitting_batches
 
 PerSample = Callable[..., tuple[Tensor, ...]]
 """From tensors (n, ...) to tensors (n, ...), row by row."""
@@ -42,8 +42,7 @@ def in_batches(function: PerSample, batch_size: int, *inputs: Tensor) -> tuple[T
     """`function` of batches of inputs (n, ...), as results (n, ...) of the whole set."""
 
     def own(*inputs: Tensor) -> tuple[Tensor, ...]:
-        parts = zip(*(each.split(batch_size) for each in inputs), strict=True)
-        return _joined(function(*part) for part in parts)
+        return _joined(fitting_batches(function, batch_size, *inputs))
 
     return shared(own, *inputs)
 
@@ -62,8 +61,14 @@ def pairs_in_batches(function: PerSample, batch_size: int, y: Tensor, *inputs: T
     """
 
     def own(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        columns = _joined(function(*batch) for batch in batches(y, batch_size, *inputs))
-        return tuple(column.unflatten(0, (len(y), y[0].numel())) for column in columns)
+        each = y[0].numel()
+
+        def some(labels: Tensor, pairs: Tensor) -> tuple[Tensor, ...]:
+            return function(labels, *(tensor[pairs // each] for tensor in inputs))
+
+        pairs = torch.arange(y.numel(), device=y.device)
+        columns = _joined(fitting_batches(some, batch_size, y.flatten(), pairs))
+        return tuple(column.unflatten(0, (len(y), each)) for column in columns)
 
     return tuple(column.flatten(0, 1) for column in shared(own, y, *inputs))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from bounds.estimate import Estimate
@@ -16,9 +15,9 @@ from estimators.batching import (
     check_loss,
 )
 from estimators.distribution import Distribution
-from estimators.gradients import describe_labels, gradient_directions
+from estimators.gradients import describe_labels, gradient_directions, samples_at_once
 from estimators.losses import LossFunction, cross_entropy
-from estimators.sharing import shared
+from estimators.sharing import in_batches
 
 
 def gradient_similarity(
@@ -62,13 +61,11 @@ def gradient_similarity(
         check_loss(loss, model, x, classes)
 
     def angles(x: Tensor, y: Tensor) -> tuple[Tensor]:
-        both = (gradient_directions(model, loss, x, y, batch_size=batch_size) for model in (f, g))
-        found = [cosines(of_f, of_g) for (of_f, _), (of_g, _) in zip(*both, strict=True)]
-        return (torch.cat(found).reshape(y.shape),)
+        (of_f, _), (of_g, _) = (gradient_directions(model, loss, x, y) for model in (f, g))
+        return (cosines(of_f, of_g),)
 
-    return cosine_extremes(
-        shared(angles, x, y)[0], about, f"over {len(x)} points, {describe_labels(y)}", len(x)
-    )
+    found = in_batches(angles, samples_at_once(batch_size, y), x, y)[0]
+    return cosine_extremes(found, about, f"over {len(x)} points, {describe_labels(y)}", len(x))
 
 
 def cosines(units_f: Tensor, units_g: Tensor) -> Tensor:

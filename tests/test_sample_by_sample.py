@@ -21,7 +21,7 @@ from estimators.certified import certify_transfer
 from estimators.certified.ball import ball_bounds
 from estimators.certified.network import read_network
 from estimators.certified.segment import largest_on_segments
-from estimators.sharing import sharing
+from estimators.sharing import in_batches, sharing
 
 INPUTS, CLASSES = 4, 3
 Case = Callable[[int, Tensor, Tensor], Any]
@@ -132,6 +132,54 @@ def test_a_set_in_two_shares_gives_what_it_gives_whole(name):
     assert len(whole) > 0
     assert shared == pytest.approx(whole, rel=1e-9, abs=1e-12, nan_ok=True)
     assert shares.halves[:2] == [3, 4]
+
+
+class SmallDevice(TorchDispatchMode):
+    """A device whose memory does not hold a matrix product with 5, 10 or 20 rows."""
+
+    refused = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        products = torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm
+        if function.overloadpacket in products and len(result) in (5, 10, 20):
+            self.refused += 1
+            raise torch.cuda.OutOfMemoryError("planted")
+        return result
+
+
+# Of the two left out one takes no size of a batch, and the other's products have rows that are no samples.
+@pytest.mark.parametrize("name", sorted(set(cases(2)) - {"certified segments", "certified balls"}))
+def test_a_batch_that_memory_does_not_hold_is_halved(name):
+    """Batches of 5 are refused, those of 3 are not: the result is the same."""
+    case, (x, y) = cases(6)[name], points(7)
+    expected = numbers(case(5, x, y))
+    with SmallDevice() as device:
+        found = numbers(case(5, x, y))
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12, nan_ok=True)
+    assert device.refused > 0
+
+
+def test_a_single_row_that_memory_does_not_hold_is_an_error():
+    def refuse(x: Tensor) -> tuple[Tensor]:
+        raise torch.cuda.OutOfMemoryError("planted")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="planted"):
+        in_batches(refuse, 5, torch.rand(7, 2))
+
+
+def test_halved_batches_cover_every_row_once():
+    sizes = []
+
+    def row_sums(x: Tensor) -> tuple[Tensor]:
+        sizes.append(len(x))
+        if len(x) > 4:
+            raise torch.cuda.OutOfMemoryError("planted")
+        return (x.sum(1),)
+
+    x = torch.rand(23, 2)
+    assert torch.equal(in_batches(row_sums, 16, x)[0], x.sum(1))
+    assert sizes == [16, 8, 4, 4, 4, 4, 4, 3]
 
 
 class LiveBytes(TorchDispatchMode):

@@ -38,6 +38,17 @@ def test_gradients_equal_a_loop_over_samples_for_one_and_for_several_labels():
     torch.testing.assert_close(both[3, 1], one_gradient(model, x[3], int(several[3, 1])))
 
 
+def test_all_labels_of_a_sample_share_one_forward_pass():
+    model, x, _ = setting()
+    rows = []
+    model.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    every = torch.arange(4).expand(len(x), -1)
+    found = input_gradients(model, cross_entropy, x, every, batch_size=9)
+    assert rows == [1, 1, 2, 2, 2, 1]  # two checks of one sample, then 9 // 4 samples at once
+    for label in range(4):
+        torch.testing.assert_close(found[:, label], input_gradients(model, cross_entropy, x, every[:, label]))
+
+
 def test_gradient_norm_is_the_largest_over_points_and_labels_and_says_its_direction():
     model, x, y = setting()
     labels = torch.arange(4).expand(7, 4)
