@@ -172,15 +172,15 @@ def fitting_batches(function: Callable[..., Result], batch_size: int, *inputs: T
     Raises:
         torch.cuda.OutOfMemoryError: If a single row does not fit.
     """
-    start, count = 0, len(inputs[0])
-    while start < count:
+    end, start, count = -1, 0, len(inputs[0])
+    while end < count:  # an empty set is one empty batch
         end = min(start + batch_size, count)
         try:
             found = function(*(each[start:end] for each in inputs))
         except torch.cuda.OutOfMemoryError:
-            if end - start == 1:
+            if end - start <= 1:
                 raise
-            batch_size = (end - start + 1) // 2
+            batch_size, end = (end - start + 1) // 2, start
             continue
         yield found
         start = end

@@ -141,8 +141,8 @@ class SmallDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        products = torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm
-        if function.overloadpacket in products and len(result) in (5, 10, 20):
+        products = [getattr(torch.ops.aten, name) for name in ("mm", "addmm", "bmm", "baddbmm")]
+        if function.overloadpacket in products and result.shape[-2] in (5, 10, 20):
             self.refused += 1
             raise torch.cuda.OutOfMemoryError("planted")
         return result
