@@ -53,7 +53,9 @@ def test_a_forbidden_import_is_seen(tmp_path, monkeypatch):
     assert imported_packages(bad) == {"empirical"}
 
 
-@pytest.mark.parametrize("package", ["bounds", "empirical", "empirical.cli"])
+@pytest.mark.parametrize(
+    "package", ["bounds", "empirical", "empirical.cli", "empirical.plots", "empirical.report.page"]
+)
 def test_importing_a_package_does_not_import_torch(package):
     code = f"import sys, {package}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -9,7 +9,6 @@ from empirical.attacks.gradient import FAILURE_POLICIES, METHODS, NORMS, Attack
 from empirical.attacks.library import CarliniWagner, ElasticNet
 from empirical.attacks.run import (
     ATTACKS,
-    AttackHealth,
     AttackResult,
     attack_from_json,
     ball_attack,
@@ -17,6 +16,7 @@ from empirical.attacks.run import (
     register_attack,
     run_attack,
 )
+from empirical.health import AttackHealth
 
 __all__ = [
     "ATTACKS",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +22,7 @@ from empirical.attacks.base import AttackMethod, Goal, PixelRange
 from empirical.attacks.gradient import METHODS, Attack
 from empirical.attacks.library import CarliniWagner, ElasticNet
 from empirical.attacks.perturbation import ORDERS, sample_norms
+from empirical.health import AttackHealth
 from estimators.batching import (
     DEFAULT_BATCH,
     batched_logits,
@@ -81,38 +82,6 @@ def ball_attack(name: str) -> AttackMethod:
             f"expected an attack with fields norm, eps and seed, got {name!r} without {', '.join(missing)}"
         )
     return attack
-
-
-@dataclass(frozen=True)
-class AttackHealth:
-    """Signs that an attack did not work as meant.
-
-    Attributes:
-        zero_gradients: Share of all gradients taken (samples x steps x restarts) that were exactly zero; of
-            CW and EAD those of the attack loss while it was not yet content.
-        monotone_loss: Share of runs (samples x restarts) whose attack loss (CW and EAD: minus the objective
-            that they minimise) never fell from one iterate to the next, up to float rounding.
-        unchanged: Share of returned images equal to the clean one.
-        black: Share of returned images that are all zero where the clean one was not.
-        out_of_range: Share of returned images with a pixel outside the pixel range.
-        largest_norm: Largest ||x_adv - x|| in the attack's norm, computed in float64.
-    """
-
-    zero_gradients: float
-    monotone_loss: float
-    unchanged: float
-    black: float
-    out_of_range: float
-    largest_norm: float
-
-    def to_json(self) -> dict[str, float]:
-        """A JSON-ready mapping of the fields."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, float]) -> AttackHealth:
-        """The health that `to_json` described."""
-        return cls(**fields)
 
 
 @dataclass(frozen=True)

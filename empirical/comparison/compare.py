@@ -39,7 +39,7 @@ from empirical.comparison.results import EnsembleResult
 from empirical.comparison.rows import JointRow, Row
 from empirical.data import Split
 from empirical.ensemble import Ensemble
-from empirical.robustness import robust_accuracy
+from empirical.protocols.whitebox import white_box_cell
 from empirical.transfer import matrix_from_attacks
 from empirical.transfer_matrix import TransferMatrix
 from estimators.distribution import Distribution
@@ -141,21 +141,26 @@ def compare(
     joint = [row for each in modes for row in each.joint]
     progress(f"{name}: robust accuracy of the ensemble")
     robustness = [
-        {
-            "attack": (strength := replace(robust_attack, eps=float(radius))).to_json(),
-            "estimate": robust_accuracy(
-                ensemble, data, strength, confidence=confidence, pixel_range=pixel_range
-            ),
-        }
+        white_box_cell(
+            ensemble, data, replace(robust_attack, eps=float(radius)), confidence=confidence,
+            pixel_range=pixel_range,
+        )
         for radius in robust_eps
-    ]
+    ]  # fmt: skip
     return EnsembleResult(
         name=name,
         members=len(members),
         accuracy=accuracy(ensemble, data, confidence),
         member_accuracy=tuple(accuracy(member, data, confidence) for member in members),
         kinks=tuple(dict.fromkeys(layer for member in members for layer in estimators.kinks(member))),
-        robustness=tuple(robustness),
+        robustness=tuple(
+            {
+                "attack": cell.attack.to_json(),
+                "estimate": cell.survival.robust_accuracy,
+                "health": cell.health.to_json(),
+            }
+            for cell in robustness
+        ),
         benign=benign_summary(members, networks, data, points),
         matrices=tuple(matrix.to_json() for each in modes for matrix in each.matrices),
         rows=tuple(rows),

@@ -27,7 +27,7 @@ class EnsembleResult:
         accuracy: Clean accuracy of the ensemble on the evaluation set.
         member_accuracy: Clean accuracy of each member.
         kinks: Layers that make the smoothness infinite, empty for a smooth ensemble.
-        robustness: Robust accuracy of the ensemble: one mapping (attack, estimate) per attack.
+        robustness: Robust accuracy of the ensemble: one mapping (attack, estimate, health) per attack.
         benign: Quantities that do not depend on the attack, per member and per pair.
         matrices: Transfer matrices as `TransferMatrix.to_json()`, one per mode, norm, radius and attack on
             a member.
@@ -74,10 +74,7 @@ class EnsembleResult:
             "accuracy": self.accuracy.to_json(),
             "member_accuracy": [estimate.to_json() for estimate in self.member_accuracy],
             "kinks": list(self.kinks),
-            "robustness": [
-                {"attack": entry["attack"], "estimate": entry["estimate"].to_json()}
-                for entry in self.robustness
-            ],
+            "robustness": [{**entry, "estimate": entry["estimate"].to_json()} for entry in self.robustness],
             "benign": self.benign,
             "matrices": list(self.matrices),
             "estimates": [estimate.to_json() for estimate in places],
@@ -98,8 +95,7 @@ class EnsembleResult:
             member_accuracy=tuple(Estimate.from_json(value) for value in fields["member_accuracy"]),
             kinks=tuple(fields["kinks"]),
             robustness=tuple(
-                {"attack": entry["attack"], "estimate": Estimate.from_json(entry["estimate"])}
-                for entry in fields["robustness"]
+                {**entry, "estimate": Estimate.from_json(entry["estimate"])} for entry in fields["robustness"]
             ),
             benign=fields["benign"],
             matrices=tuple(fields["matrices"]),

@@ -10,6 +10,7 @@ from bounds import STATEMENTS, Sense, Variant
 from empirical.comparison.frontier import R2, R2_LEVEL
 from empirical.comparison.results import Comparison, EnsembleResult
 from empirical.comparison.rows import JointRow
+from empirical.health import AttackHealth
 from empirical.report.summary import (
     Table,
     ensemble_table,
@@ -39,6 +40,7 @@ def findings(comparison: Comparison) -> list[str]:
         *(_reach(comparison, variant) for variant in Variant if _of(comparison, variant)),
         *_certificates(comparison),
         *_kinks(comparison.ensembles),
+        *_ill_attacks(comparison.ensembles),
         *_gradient_penalty(comparison.ensembles),
     ]
 
@@ -130,6 +132,28 @@ def _kinks(ensembles: Sequence[EnsembleResult]) -> list[str]:
         for result in ensembles
         if result.kinks
     ]
+
+
+def _ill_attacks(ensembles: Sequence[EnsembleResult]) -> list[str]:
+    """Ensembles whose attacks may be weaker than they look."""
+    blind, broken = [], []
+    for result in ensembles:
+        found = [entry["health"] for entry in result.robustness]
+        found += [health for matrix in result.matrices for health in matrix["health"]]
+        healths = [AttackHealth.from_json(health) for health in found]
+        if any(health.often_without_gradient for health in healths):
+            blind.append(f"{result.name} ({max(health.zero_gradients for health in healths):.0%})")
+        if any(health.broken_images for health in healths):
+            broken.append(result.name)
+    told = []
+    if blind:
+        told.append(
+            "An attack met gradients of exactly zero, in the worst case on this share of its steps: "
+            f"{', '.join(blind)}. It may have missed what there is: try --attacks apgd, on margins."
+        )
+    if broken:
+        told.append(f"An attack returned black or invalid images: {', '.join(broken)}. Please report it.")
+    return told
 
 
 def _gradient_penalty(ensembles: Sequence[EnsembleResult]) -> list[str]:

@@ -260,11 +260,11 @@ def _warnings(records: Mapping[Cell, Mapping[str, Any]]) -> Iterator[str]:
         for attack, health in _healths(cell, record["result"]):
             found.setdefault(attack, []).append(AttackHealth.from_json(health))
     for attack, healths in found.items():
-        zero = sorted(health.zero_gradients for health in healths if health.zero_gradients > 0.05)
+        zero = sorted(health.zero_gradients for health in healths if health.often_without_gradient)
         if zero:
             share = f"{zero[0]:.0%} to {zero[-1]:.0%}"
             yield f"{attack}: {share} of the gradients were zero, in {len(zero)} of {len(healths)} runs"
-        invalid = sum(health.black > 0 or health.out_of_range > 0 for health in healths)
+        invalid = sum(health.broken_images for health in healths)
         if invalid:
             yield f"{attack}: black images or invalid pixels, in {invalid} of {len(healths)} runs"
 

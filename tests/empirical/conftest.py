@@ -5,6 +5,7 @@ from itertools import permutations
 import pytest
 
 from bounds import STATEMENTS, Estimate, evaluate
+from empirical.attacks import AttackHealth
 from empirical.comparison.frontier import frontiers
 from empirical.comparison.judge import judge
 from empirical.comparison.results import Comparison, EnsembleResult, Settings
@@ -102,6 +103,8 @@ def _ensemble(name, members, kinks, rows, joint):
         "gradient_norm": 1.0,
         "smoothness": smoothness.to_json(),
     }
-    robustness = ({"attack": {"eps": 0.1}, "estimate": rate},)
+    health = AttackHealth(zero_gradients=0.01, monotone_loss=1.0, unchanged=0.0, black=0.0, out_of_range=0.0,
+                          largest_norm=0.1)  # fmt: skip
+    robustness = ({"attack": {"eps": 0.1}, "estimate": rate, "health": health.to_json()},)
     return EnsembleResult(name, members, rate, (rate,) * members, kinks, robustness, benign, (), rows, joint,
                           frontiers(rows, joint, members, {}), {"digest": "0"})  # fmt: skip

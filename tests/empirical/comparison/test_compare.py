@@ -367,7 +367,7 @@ def test_starred_statements_take_their_quantities_from_the_event(result, flat_wo
         wanted = {"xi_F": (losses[f] * event).mean(), "xi_G": (losses[g] * event).mean()}
         wanted["l_min"] = torch.minimum(at_target[f], at_target[g])[event].min()
         for name, value in wanted.items():
-            assert row.quantities[name].value == pytest.approx(float(value), rel=1e-5)
+            assert row.quantities[name].value == pytest.approx(value.item(), rel=1e-5)
 
 
 def test_printed_statements_take_theirs_from_the_whole_set(result, flat_world):

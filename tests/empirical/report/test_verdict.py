@@ -1,5 +1,6 @@
 """The verdict in words, and the table of certificates."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -38,6 +39,30 @@ def test_a_contradicted_certificate_is_told_first_too(make_comparison):
 def test_kinks_are_told(make_comparison):
     comparison = make_comparison(names=("a",), kinks=("0: ReLU",), beta=float("inf"))
     assert any(sentence.startswith("a has kinks (0: ReLU)") for sentence in findings(comparison))
+
+
+@pytest.mark.parametrize(
+    ("sign", "words"),
+    [
+        ({"zero_gradients": 0.23}, "An attack met gradients of exactly zero, .*: a \\(23%\\)"),
+        ({"black": 0.01}, "black or invalid images: a. "),
+        ({"out_of_range": 0.01}, "black or invalid images: a. "),
+    ],
+)
+@pytest.mark.parametrize("place", ["robustness", "matrices"])
+def test_attacks_that_may_be_weaker_than_they_look_are_told(make_comparison, sign, words, place):
+    comparison = make_comparison(names=("a", "b"))
+    assert not any(re.search("An attack", sentence) for sentence in findings(comparison))
+    ill, well = comparison.ensembles
+    (entry,) = ill.robustness
+    health = {**entry["health"], **sign}
+    found = {
+        "robustness": ({**entry, "health": health},), "matrices": ({"health": [entry["health"], health]},)
+    }  # fmt: skip
+    worse = replace(comparison, ensembles=(replace(ill, **{place: found[place]}), well))
+    (told,) = (sentence for sentence in findings(worse) if sentence.startswith("An attack"))
+    assert re.search(words, told)
+    assert "b (" not in told
 
 
 def test_the_table_of_certificates_shows_the_worst_pair_and_what_is_not_certified(make_comparison):
