@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from bounds.estimate import Estimate
-from empirical.attacks import AttackMethod, predict, run_attack
+from empirical.attacks import Attack, AttackMethod, predict, run_attack
 from empirical.data import Split
 from empirical.rates import check_statistics, rate
 from estimators.batching import DEFAULT_BATCH, Support, check_inputs, check_labels, check_same_shape
@@ -49,12 +50,19 @@ def robust_accuracy(
     if not attacks:
         raise ValueError("expected at least one attack, got none")
     images = [
-        run_attack(model, data.x, data.y, each, pixel_range=pixel_range, batch_size=batch_size).x_adv
+        run_attack(model, data.x, data.y, _quick(each), pixel_range=pixel_range, batch_size=batch_size).x_adv
         for each in attacks
     ]
     robust = survivors(model, data.x, data.y, images, batch_size=batch_size)
     name = f"robust accuracy under {'; '.join(map(str, attacks))}"
     return rate(int(robust.sum()), len(robust), name, support, confidence, seed=attacks[0].seed)
+
+
+def _quick(attack: AttackMethod) -> AttackMethod:
+    """An attack that fools the same samples with less work, its images and health not being asked for."""
+    if isinstance(attack, Attack) and attack.on_failure in ("best", "clean"):
+        return replace(attack, on_failure="any")
+    return attack
 
 
 def survivors(

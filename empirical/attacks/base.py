@@ -72,8 +72,8 @@ class Goal(NamedTuple):
     labels: Tensor
     targeted: bool
 
-    def rows(self, rows: slice) -> Goal:
-        """The goal for some of the samples."""
+    def at(self, rows: Tensor) -> Goal:
+        """The goal for the samples with these numbers."""
         return self._replace(labels=self.labels[rows])
 
     def attack_loss(self, loss: str, logits: Tensor) -> Tensor:
@@ -108,6 +108,15 @@ class Iterates(NamedTuple):
     x: Tensor
     loss: Tensor
     fooled: Tensor
+
+    def at(self, rows: Tensor) -> Iterates:
+        """The iterates of the samples with these numbers."""
+        return Iterates(*(each.index_select(0, rows) for each in self))
+
+    def improve(self, rows: Tensor, found: Iterates) -> None:
+        """Put those `found` for the samples with these numbers in place of these, where they are `better`."""
+        for each, new in zip(self, better(self.at(rows), found), strict=True):
+            each.index_copy_(0, rows, new)
 
     def where(self, rows: Tensor, others: Iterates) -> Iterates:
         """These iterates in the `rows` (n,) bool, the `others` elsewhere."""

@@ -192,8 +192,7 @@ class _Problem:
 
     def at(self, rows: Tensor) -> _Problem:
         """The problem for some of the samples."""
-        goal = self.goal._replace(labels=self.goal.labels[rows])
-        return replace(self, goal=goal, ball=self.ball.at(rows))
+        return replace(self, goal=self.goal.at(rows), ball=self.ball.at(rows))
 
     def heights(self, x: Tensor) -> Tensor:
         """By how much each model is fooled, (N, n)."""

@@ -6,6 +6,7 @@ Projections hold for the numbers as stored: after rounding to the dtype of `x`, 
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -32,8 +33,11 @@ class Ball:
             self.radius = (eps - rounding).clamp(min=0)
 
     def at(self, rows: Tensor) -> Ball:
-        """The ball around some of the samples."""
-        return Ball(self.x[rows], self.norm, self.eps, self.pixel_range)
+        """The ball around the samples with these numbers."""
+        part = copy(self)
+        for name in ("x", "low", "high", *(("radius",) if self.norm == "l2" else ())):
+            setattr(part, name, getattr(self, name).index_select(0, rows))
+        return part
 
     def project(self, point: Tensor) -> Tensor:
         """The point, moved inside the ball and the pixel range.

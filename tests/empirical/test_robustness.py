@@ -109,3 +109,26 @@ def test_attacked_images_must_fit() -> None:
     other: Tensor = data.x[:5]
     with pytest.raises(ValueError, match="shape of x"):
         survivors(line(0.5), data.x, data.y, [other])
+
+
+@pytest.mark.parametrize("on_failure", ["best", "last", "clean"])
+def test_stopping_early_changes_no_rate(on_failure: str) -> None:
+    """Robust accuracy is that of the full attacks' images, from fewer rows where they need not be kept."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 3)).double()
+    nn.init.normal_(model[0].weight, std=2.0)  # type: ignore[arg-type]
+    x = torch.rand(150, 6, dtype=torch.float64)
+    data = Split(x, predict(model, x).where(torch.arange(150) % 9 > 0, 0))
+    attacks = [
+        Attack(method, norm, 0.1, 12, restarts=2, on_failure=on_failure)
+        for method, norm in (("pgd", "linf"), ("apgd", "l2"))
+    ]
+    rows: list[int] = []
+    model.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    full = [run_attack(model, data.x, data.y, attack) for attack in attacks]
+    asked = sum(rows)
+    expected = int(survivors(model, data.x, data.y, [result.x_adv for result in full]).sum())
+    assert 30 < expected < 120
+    rows.clear()
+    assert robust_accuracy(model, data, attacks, support="finite").value == expected / 150
+    assert (sum(rows) < asked) is (on_failure != "last")
