@@ -16,6 +16,9 @@ import estimators
 from empirical.attacks import Attack, run_attack
 from empirical.attacks.joint import JointAttack, joint_attack
 from empirical.attacks.library import CarliniWagner, ElasticNet
+from empirical.comparison.compare import compare
+from empirical.data import Split
+from empirical.ensemble import Ensemble
 from estimators import BallSearch, cross_entropy
 from estimators.certified import certify_transfer
 from estimators.certified.ball import ball_bounds
@@ -183,7 +186,7 @@ def test_halved_batches_cover_every_row_once():
 
 
 class LiveBytes(TorchDispatchMode):
-    """Keeps count of the bytes of all tensors made inside, and of the most that there were at once."""
+    """Keeps count of the bytes of all tensors made inside, of the most that there were at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,3 +213,48 @@ class LiveBytes(TorchDispatchMode):
             self.known.discard(key)
 
         weakref.finalize(storage, gone)
+
+
+def growth(case: Case, batch: Callable[[int], int], fewer: int = 32, more: int = 160) -> float:
+    """By how many bytes a sample the peak rises with the size of the set."""
+    peaks = []
+    for samples in (fewer, more):
+        x, y = points(samples)
+        with LiveBytes() as live:
+            case(batch(samples), x, y)
+        peaks.append(live.peak)
+    return (peaks[1] - peaks[0]) / (more - fewer)
+
+
+WIDE = 400
+HIDDEN_LAYER = 8 * WIDE  # bytes of a sample's activations: what holds no more than a quarter holds no layer
+
+
+@pytest.mark.parametrize("name", cases(2))
+def test_memory_is_bounded_by_the_batch(name, monkeypatch):
+    monkeypatch.setattr("estimators.certified.segment._SEGMENTS", 16)
+    assert growth(cases(WIDE)[name], lambda samples: 16) < HIDDEN_LAYER / 4
+
+
+@pytest.mark.parametrize("name", ["gradient norm", "Hessian norms", "remainder", "pgd", "joint"])
+def test_a_batch_that_grows_with_the_set_is_noticed(name):
+    assert growth(cases(WIDE)[name], lambda samples: samples) > HIDDEN_LAYER
+
+
+@pytest.mark.slow
+def test_a_comparison_holds_no_more_than_its_attacks():
+    """Sets larger than the largest batch, 1024; networks with kinks, whose segments need no pieces."""
+    members = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        members.append(nn.Sequential(nn.Linear(INPUTS, WIDE), nn.ReLU(), nn.Linear(WIDE, CLASSES)).double())
+    attack = Attack("pgd", steps=2)
+
+    def compared(batch: int, x: Tensor, y: Tensor) -> Any:
+        return compare(
+            Ensemble(members), Split(x, y), name="wide", eps=[0.3], linf_eps=[0.1],
+            attacks={"pgd": attack, "joint": JointAttack(steps=2)}, certificates=False,
+            robust_eps=[0.1], robust_attack=attack,
+        )  # fmt: skip
+
+    assert growth(compared, lambda samples: 0, 1100, 1600) < HIDDEN_LAYER / 4
