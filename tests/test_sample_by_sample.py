@@ -23,7 +23,7 @@ from estimators import BallSearch, cross_entropy
 from estimators.certified import certify_transfer
 from estimators.certified.ball import ball_bounds
 from estimators.certified.network import read_network
-from estimators.certified.segment import largest_on_segments
+from estimators.certified.segment import segment_bounds
 from estimators.sharing import in_batches, sharing
 
 INPUTS, CLASSES = 4, 3
@@ -82,7 +82,7 @@ def cases(hidden: int) -> dict[str, Case]:
         "kinks": lambda b, x, y: estimators.divergence_test(f, loss, x, y, halvings=2, batch_size=4 * b),
         "certified balls": lambda b, x, y: ball_bounds(read_network(f, x), x, y, 0.1, batch_size=b),
         "certified transfer": lambda b, x, y: certify_transfer([f, g], x, y, 0.1, batch_size=b),
-        "certified segments": lambda b, x, y: largest_on_segments(read_network(f, x), x, shifted(x), y),
+        "certified segments": lambda b, x, y: segment_bounds(read_network(f, x), x, shifted(x), y),
         "pgd": attack(Attack("pgd", "l2", 0.3, steps=3, restarts=2)),
         "mim": attack(Attack("mim", "linf", 0.1, steps=3, on_failure="clean")),
         "apgd": attack(Attack("apgd", "l2", 0.3, steps=5, loss="margin")),
