@@ -1,56 +1,54 @@
 """Time a TRS training step against the published one, at equal work and at each one's own settings.
 
-    python benchmarks/training_step.py [--models mlp lenet resnet20] [--device cpu] [--batch 64] [--rounds 9]
+    python benchmarks/training_step.py [--cases mlp:64 lenet:8 resnet20:4] [--rounds 9] [--limit SECONDS]
+    python benchmarks/training_step.py --draw      # the figure anew, from the results
 
-On a GPU, one command, made to end well inside ten minutes:
-
-    python benchmarks/training_step.py --device cuda --models resnet20 --batch 128 --rounds 9
-
-Three ensembles of three members: an MLP 784-128-128-10 and a LeNet on 28x28 images, ResNet-20 on 32x32 colour
-images, on random pixels (a step's time does not depend on them). The published step is rendered in
-`published_trs.py`. Cases:
+A case is a network and a batch: ensembles of three members, an MLP 784-128-128-10 and a LeNet on 28x28
+images, ResNet-20 on 32x32 colour images, on random pixels (a step's time does not depend on them). The
+published step is rendered in `published_trs.py`. What is compared:
 
 - equal work: one search for all members, five steps of a quarter of the radius from the samples, whole batch;
 - paper settings: the same, with one search for each pair of members;
 - official preset: what the code itself does (six steps, half the batch, random start), by our readable
   rendering of it, `trs-official`.
 
-Ours is measured as users get it ("fast") and with the switch off ("plain"). Steps are interleaved, so that a
-busy machine slows all alike; a ratio is the median of the rounds' ratios, in processor time on the CPU.
-The floor is the time of the step's convolutions and matrix products alone, counted by torch's own counter of
-floating-point operations, at the rate that a large matrix product reaches on the device in the same run.
+Ours is measured as users get it ("fast") and with the switch off ("plain"), on one thread of a CPU. The
+floor is what the step's convolutions and matrix products alone would take, each the longer of two times: its
+operations at the rate of a large matrix product, and the bytes of its operands and result, each moved once,
+at the rate of a copy that fits into a cache, both measured in the same run. `on_gpu.py` is for a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import resource
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from published_trs import CODE, JOINT, PAPER, Search, published_step
+from recording import CPU, RESULTS, Budget, in_turns, peak_memory, record, say, seconds, speed
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from empirical.files import write_json
+from empirical.files import parse_json
 from empirical.models import ModelConfig, build_model
 from empirical.objectives import TRS, Step, TRSOfficial
 
-SCHEMA = 1
+SCHEMA = 2
 MEMBERS = 3
 CLASSES = 10
 MODELS = {
     "mlp": (ModelConfig("mlp", "relu", (128, 128)), (1, 28, 28)),
     "lenet": (ModelConfig("lenet", "relu"), (1, 28, 28)),
+    "lenet-gelu": (ModelConfig("lenet", "gelu"), (1, 28, 28)),
     "resnet20": (ModelConfig("resnet20", "relu"), (3, 32, 32)),
 }
+CASES = ("mlp:64", "mlp:128", "lenet:8", "lenet:64", "lenet-gelu:64", "resnet20:4", "resnet20:16")
+COMPARED = ("equal work", "paper settings", "official preset")
 WEIGHTS = (0.5, 0.1)
 RADIUS = 0.1
 
@@ -112,99 +110,144 @@ def steps(name: str, x: Tensor, y: Tensor) -> dict[str, dict[str, Training]]:
     }
 
 
-def seconds(step: Training, device: torch.device) -> float:
-    """Of one step: processor time on the CPU, wall time on a GPU."""
-    if device.type == "cpu":
-        start = time.process_time()
-        step()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device reaches, measured.
+
+    Attributes:
+        operations: Floating-point operations a second of the fastest of some float32 matrix products.
+        bytes: Bytes read and written a second by the fastest of some copies.
+    """
+
+    operations: float
+    bytes: float
+
+    @classmethod
+    def of(cls, device: torch.device) -> Ceilings:
+        """Measure: the best of five at each size, after one that is not counted."""
+
+        def best(work: Callable[[], object]) -> float:
+            work()
+            return min(seconds(work, device) for _ in range(5))
+
+        small = device.type == "cpu"
+        products = [torch.rand(n, n, device=device) for n in ((512, 1024) if small else (2048, 8192))]
+        copies = [torch.rand(2**k, device=device) for k in ((15, 17, 20) if small else (20, 24, 27))]
+        targets = [torch.empty_like(a) for a in copies]
+        return cls(
+            max(2 * len(a) ** 3 / best(lambda a=a: a @ a) for a in products),
+            max(
+                20 * 2 * a.nbytes / best(lambda a=a, b=b: [b.copy_(a) for _ in range(20)])
+                for a, b in zip(copies, targets, strict=True)
+            ),
+        )
 
 
-class OperationCounter(TorchDispatchMode):
-    """Counts with the formulas of torch's own counter, which itself trips over `autograd.grad`."""
+class Counter(TorchDispatchMode):
+    """Adds up a step's products by the formulas of torch's own counter, which trips on `autograd.grad`."""
 
-    total = 0
+    def __init__(self, ceilings: Ceilings) -> None:
+        super().__init__()
+        self.ceilings, self.operations, self.bytes, self.floor = ceilings, 0, 0, 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count it."""
         out = func(*args, **(kwargs or {}))
         if func.overloadpacket in flop_registry:
-            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+            operations = flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+            moved = sum(each.nbytes for each in tree_leaves((args, out)) if isinstance(each, Tensor))
+            self.operations += operations
+            self.bytes += moved
+            self.floor += max(operations / self.ceilings.operations, moved / self.ceilings.bytes)
         return out
 
 
-def operations(step: Training) -> int:
-    """Floating-point operations of a step's convolutions and matrix products."""
-    with OperationCounter() as counter:
+def counted(step: Training, ceilings: Ceilings) -> Counter:
+    """Operations, bytes and floor of a step's convolutions and matrix products."""
+    with Counter(ceilings) as counter:
         step()
-    return counter.total
+    return counter
 
 
-def ceiling(device: torch.device, size: int = 1024) -> float:
-    """Floating-point operations per second of a large float32 matrix product: the best of five."""
-    a = torch.rand(size, size, device=device)
-    return max(2 * size**3 / seconds(lambda: a @ a, device) for _ in range(5))
-
-
-def measure(name: str, batch: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
-    """One record for each case and way of computing it."""
-    _, shape = MODELS[name]
-    x = torch.rand(batch, *shape, device=device)
-    y = torch.randint(CLASSES, (batch,), device=device)
+def measure(
+    case: str, rounds: int, budget: Budget, device: torch.device = CPU, compared: Iterable[str] = COMPARED
+) -> list[dict[str, Any]]:
+    """One record for each way of computing each thing that is compared and that there is time for."""
+    name, batch = case.split(":")
+    x = torch.rand(int(batch), *MODELS[name][1], device=device)
+    y = torch.randint(CLASSES, (len(x),), device=device)
+    ceilings = Ceilings.of(device)
     records = []
-    for case, ways in steps(name, x, y).items():
+    for what, ways in steps(name, x, y).items():
+        if what not in compared or budget.spent:
+            continue
         for step in ways.values():
             step()  # allocations, choice of kernels
-        flops = {way: operations(step) for way, step in ways.items()}
-        times: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(rounds):
-            for way, step in ways.items():
-                times[way].append(seconds(step, device))
-        rate = ceiling(device)
-        for way, found in times.items():
-            ratios = [a / b for a, b in zip(times["published"], found, strict=True)]
-            record = {
-                "model": name, "batch": batch, "case": case, "way": way,
-                "seconds": statistics.median(found), "speedup": statistics.median(ratios),
-                "smallest_speedup": min(ratios), "largest_speedup": max(ratios),
-                "gigaflop": flops[way] / 1e9,
-                "fraction_of_floor": flops[way] / rate / statistics.median(found),
-            }  # fmt: skip
-            records.append(record)
-            print(" ".join(f"{key} {value:.4g}" if isinstance(value, float) else str(value)
-                           for key, value in record.items()), flush=True)  # fmt: skip
+        counters = {way: counted(step, ceilings) for way, step in ways.items()}
+        times = in_turns(ways, rounds, device, budget)
+        for way, counter in counters.items():
+            found = speed(times, way, "published")
+            records.append({
+                "model": name, "batch": len(x), "case": what, "way": way, **found,
+                "gigaflop": counter.operations / 1e9, "gigabyte": counter.bytes / 1e9,
+                "fraction_of_floor": counter.floor / found["seconds"],
+                "gigaflop_per_second_ceiling": ceilings.operations / 1e9,
+                "gigabyte_per_second_ceiling": ceilings.bytes / 1e9,
+            })  # fmt: skip
+            say(records[-1])
     return records
 
 
+def draw(results: Path) -> None:
+    """Speed-ups of the fast step, from the results into a figure beside them."""
+    from matplotlib.figure import Figure
+
+    from empirical.plots.style import COLOURS, MARKERS, plt, save
+
+    rows = [row for row in parse_json(results.read_text())["cases"] if row["way"] == "fast"]
+    labels = list(dict.fromkeys(f"{row['model']}, {row['batch']}" for row in rows))
+
+    def figure() -> Figure:
+        made, axes = plt.subplots(figsize=(5.6, 2.6))
+        for offset, (what, colour, marker) in enumerate(zip(COMPARED[:2], COLOURS, MARKERS, strict=False)):
+            for row in (row for row in rows if row["case"] == what):
+                place = labels.index(f"{row['model']}, {row['batch']}") + 0.16 * (2 * offset - 1)
+                around = [
+                    [row["speedup"] - row["smallest_speedup"]],
+                    [row["largest_speedup"] - row["speedup"]],
+                ]
+                axes.errorbar(place, row["speedup"], around, fmt=marker, color=colour, ms=5, capsize=2, lw=1)
+            axes.plot([], [], marker, color=colour, label=what)
+        axes.axhline(1, color="#6E6E6E", lw=0.8)
+        axes.set_xticks(range(len(labels)), labels, fontsize=7)
+        axes.set_ylim(0.8, None)
+        axes.set_ylabel("times as fast as published")
+        axes.set_xlabel("network, batch; median, smallest and largest round")
+        axes.legend(frameon=False, fontsize=8)
+        return made
+
+    save(figure, results.with_suffix(""))
+
+
 def main() -> None:
-    """Run every case and write the results."""
+    """Run every case and write the results after each, and the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--batch", type=int, default=64)
+    possible = ", ".join(MODELS)
+    parser.add_argument("--cases", nargs="+", default=CASES, help=f"NETWORK:BATCH, networks: {possible}")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--output", type=Path, help="default: results/training_step[_cuda].json here")
+    parser.add_argument("--limit", type=float, help="no round or case begins after so many seconds")
+    parser.add_argument("--output", type=Path, default=RESULTS / "training_step.json")
+    parser.add_argument("--draw", action="store_true", help="only draw what the output holds")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    cases = []
-    for name in arguments.models:
-        cases += measure(name, arguments.batch, arguments.rounds, device)
-    suffix = "_cuda" if device.type == "cuda" else ""
-    output = arguments.output or Path(__file__).parent / "results" / f"training_step{suffix}.json"
-    cuda = device.type == "cuda"
-    write_json(output, {
-        "schema": SCHEMA, "python": platform.python_version(), "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if cuda else "cpu", "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "rounds": arguments.rounds, "members": MEMBERS,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "cases": cases,
-    })  # fmt: skip
+    if not arguments.draw:
+        torch.set_num_threads(1)
+        budget = Budget(arguments.limit)
+        cases: list[dict[str, Any]] = []
+        for case in arguments.cases:
+            cases += measure(case, arguments.rounds, budget)
+            found = {"members": MEMBERS, "peak_memory_bytes": peak_memory(), "cases": cases}
+            record(arguments.output, SCHEMA, found)
+    draw(arguments.output)
 
 
 if __name__ == "__main__":

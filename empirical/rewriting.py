@@ -4,9 +4,7 @@
   only what follows their logits is shared.
 - **Folded networks.** In evaluation mode batch normalisation is an affine map, and is folded into the
   convolution before it: neither a pass of its own nor a backward through it is left.
-- **Mirrored kernels.** The gradient of a convolution by an input of few channels, which oneDNN computes
-  slowly, is a convolution itself: to few channels, and oneDNN computes 16 in the time of one. So those of a
-  block of pixels become channels of a strided convolution, with the kernel at each place of the block.
+- **Quick first convolutions**: see `estimators.convolution`.
 - **Pooling first.** A (leaky) ReLU keeps the order, so maxima are pooled before it: it has less to do.
 
 Values and derivatives, by inputs and weights, are those of the modules up to rounding. A function made here
@@ -21,18 +19,11 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.grad import conv2d_weight
 
 from empirical.models import Normalize, ResidualSum, is_activation
+from estimators.convolution import convolve
 
 Network = Callable[[Tensor], Tensor]
-
-# With so few input channels a mirrored kernel is faster.
-_FEW_CHANNELS = 4
-
-# Channels that oneDNN computes at once, with 32-bit numbers in vectors of 512 bits.
-_CHANNELS_AT_ONCE = 16
 
 
 def together(members: nn.ModuleList) -> Network:
@@ -194,67 +185,4 @@ def _convolution(layer: Any, norm: Any) -> Network:
         if norm.affine:
             scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
         weight, bias = weight * scale[:, None, None, None], shift
-    mirrored = _mirrored_padding(layer)
-
-    def network(x: Tensor) -> Tensor:
-        if mirrored is not None and not torch.is_autocast_enabled(x.device.type):
-            return _MirroredConvolution.apply(x, weight, bias, layer.padding, mirrored)
-        return functional.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-
-    return network
-
-
-def _mirrored_padding(layer: nn.Conv2d) -> tuple[int, ...] | None:
-    """Padding of the mirrored convolution, or None where there is none or it does not pay."""
-    plain = layer.stride == layer.dilation == (1, 1) and layer.groups == 1
-    pays = layer.in_channels <= _FEW_CHANNELS and layer.weight.device.type == "cpu"
-    if not (plain and pays) or isinstance(layer.padding, str):
-        return None
-    padding = tuple(size - 1 - pad for size, pad in zip(layer.kernel_size, layer.padding, strict=True))
-    return padding if min(padding) >= 0 else None
-
-
-class _MirroredConvolution(torch.autograd.Function):
-    """A convolution of stride 1 whose gradient by its input is the convolution with the mirrored kernel."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Any, mirrored: Any
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.paddings = (padding, mirrored)
-        return _correlation(x, weight, bias, padding)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        x, weight = ctx.saved_tensors
-        padding, mirrored = ctx.paddings
-        by_x = by_weight = by_bias = None
-        if ctx.needs_input_grad[0]:
-            kernel = weight.flip(2, 3).transpose(0, 1)
-            by_x = _MirroredConvolution.apply(gradient, kernel, None, mirrored, padding)
-        if ctx.needs_input_grad[1]:
-            by_weight = conv2d_weight(x, weight.shape, gradient, 1, padding)
-        if ctx.needs_input_grad[2]:
-            by_bias = gradient.sum((0, 2, 3))
-        return by_x, by_weight, by_bias, None, None
-
-
-def _correlation(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
-    """A convolution of stride 1, computed in blocks of pixels where it has few output channels."""
-    size = [x.shape[2 + axis] + 2 * padding[axis] - weight.shape[2 + axis] + 1 for axis in (0, 1)]
-    for block in (4, 2):
-        if len(weight) * block**2 <= _CHANNELS_AT_ONCE and not any(pixels % block for pixels in size):
-            biases = None if bias is None else bias.repeat_interleave(block**2)
-            spread = functional.conv2d(x, _at_each_place(weight, block), biases, block, padding)
-            return functional.pixel_shuffle(spread, block)
-    return functional.conv2d(x, weight, bias, 1, padding)
-
-
-def _at_each_place(weight: Tensor, block: int) -> Tensor:
-    """Kernels (O, I, h, w) moved to each place of a block, (O block^2, I, h + block - 1, w + block - 1)."""
-    height, width = (size + block - 1 for size in weight.shape[2:])
-    padded = functional.pad(weight, [block - 1] * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1).flip(2, 3)  # the first has it at the far end
-    return windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    return lambda x: convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)

@@ -15,6 +15,7 @@ from estimators.batching import (
     check_loss,
     frozen,
 )
+from estimators.convolution import QuickConvolutions
 from estimators.gradients import differentiate
 from estimators.losses import LossFunction
 from estimators.sharing import pairs_in_batches
@@ -160,7 +161,9 @@ def gradient_and_product(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Gradients (m, d), and the map v -> H v on rows (m, d) with one graph kept for all products."""
     point = x.detach().requires_grad_(True)
-    gradient = differentiate(loss(model(point), y), point, create_graph=True)
+    with QuickConvolutions():
+        values = loss(model(point), y)
+    gradient = differentiate(values, point, create_graph=True)
 
     def product(vectors: Tensor) -> Tensor:
         if not gradient.requires_grad:
