@@ -7,24 +7,20 @@ set of quantities, drawn at random, read from memory and evaluated in double pre
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import sympy
 from numpy.typing import NDArray
+from recording import RESULTS, record
 
 from bounds.quantities import Quantity, Range
 from bounds.registry import STATEMENTS
 
 POINTS = 2_000_000
 RUNS = 7
-RESULT = Path(__file__).parent / "results" / "bounds_speed.json"
+RESULT = RESULTS / "bounds_speed.json"
 
 
 def draw(quantity: Quantity, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -63,20 +59,7 @@ def main() -> int:
             f"{key:24} formula {formula / 1e6:7.1f}  gated {gated / 1e6:7.1f}  million points a second",
             file=sys.stderr,
         )
-    result = {
-        "schema": 1,
-        "points": POINTS,
-        "runs": RUNS,
-        "threads": 1,
-        "machine": platform.machine(),
-        "processors": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "sympy": sympy.__version__,
-        "statements": rates,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    record(RESULT, 1, {"points": POINTS, "runs": RUNS, "statements": rates}, "numpy", "sympy")
     return 0
 
 

@@ -11,16 +11,13 @@ subsample, scaled to seconds per thousand
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
+from recording import RESULTS, record, say
 from scipy.optimize import linprog, nnls
 
 from bounds.certificate import Norm, certify_untargeted, transfer_certificate
@@ -144,7 +141,7 @@ def matrix_side(rank: int, dimension: int, margin: float, n: int = 300) -> dict[
 def main() -> None:
     """Run every case and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).parent / "results" / "certificates.json"
+    default = RESULTS / "certificates.json"
     parser.add_argument("--output", type=Path, default=default, help="where the JSON goes")
     output = parser.parse_args().output
     cases = [
@@ -161,18 +158,9 @@ def main() -> None:
         matrix_side(128, 64, 0.4),
         matrix_side(16, 784, 0.4),
     ]
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__}
-    report = {
-        "schema": SCHEMA,
-        **versions,
-        "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-        "cases": cases,
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    record(output, SCHEMA, {"cases": cases}, "numpy", "scipy")
     for case in cases:
-        print(json.dumps(case))
+        say(case)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,13 @@ network was another one.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from certified_smoothness import MODELS, trained
+from recording import RESULTS, record, say
 
 from empirical.data import load_dataset
 from estimators import cross_entropy, sampled_smoothness
@@ -65,7 +63,7 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
             "cosine_informative": float(((high - low) < 1).double().mean()),
             "cpu_seconds_per_sample": seconds,
         }  # fmt: skip
-        print(json.dumps(row), flush=True)
+        say(row)
         rows.append(row)
     return rows
 
@@ -73,23 +71,15 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Run every model and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).parent / "results" / "certified_balls.json"
+    default = RESULTS / "certified_balls.json"
     parser.add_argument("--models", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--output", type=Path, default=default, help="where the JSON goes")
     parser.add_argument("--skip", nargs="*", default=[], choices=MODELS, help="models to leave out")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    report = {
-        "schema": SCHEMA,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cores": os.cpu_count(),
-        "left_out": arguments.skip,
-        "cases": [
-            row for name in MODELS if name not in arguments.skip for row in measure(name, arguments.models)
-        ],
-    }
-    arguments.output.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    kept = [name for name in MODELS if name not in arguments.skip]
+    cases = [row for name in kept for row in measure(name, arguments.models)]
+    record(arguments.output, SCHEMA, {"left_out": arguments.skip, "cases": cases})
 
 
 if __name__ == "__main__":

@@ -11,16 +11,14 @@ network was another one.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from recording import RESULTS, record, say
 from torch import Tensor
 
 from empirical.accuracy import evaluate
@@ -154,25 +152,19 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure every model and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).parent / "results" / "certified_smoothness.json"
+    default = RESULTS / "certified_smoothness.json"
     parser.add_argument("--models", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--output", type=Path, default=default, help="where the JSON goes")
     arguments = parser.parse_args()
     arguments.models.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "ascent": {"radius": RADIUS, "points": CLIMBED, "tie_steps": TIE_STEPS},
         "whole_space": [],
     }
     for name in MODELS:
         report["whole_space"].append(measure(name, arguments.models))
-        print(json.dumps(report["whole_space"][-1]), flush=True)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        say(report["whole_space"][-1])
+        record(arguments.output, SCHEMA, report)
 
 
 if __name__ == "__main__":

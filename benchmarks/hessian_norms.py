@@ -19,9 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.metadata
-import json
-import os
-import platform
 import statistics
 import time
 import warnings
@@ -30,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import RESULTS, is_installed, record, say
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
@@ -165,20 +163,10 @@ def whole(models: list[nn.Module], x: Tensor, y: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def is_installed(library: str) -> bool:
-    """Whether a library is there, said aloud if not."""
-    try:
-        importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        print(f"left out: {library} is not installed (pip install {library})")
-        return False
-    return True
-
-
 def main() -> None:
     """Run every case and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).parent / "results" / "hessian_norms.json"
+    default = RESULTS / "hessian_norms.json"
     parser.add_argument("--samples", type=int, default=10_000, help="samples of the full run")
     parser.add_argument("--output", type=Path, default=default, help="where the JSON goes")
     arguments = parser.parse_args()
@@ -188,6 +176,8 @@ def main() -> None:
     lenets = [trained("lenet", "softplus(5)", seed) for seed in range(3)]
     models = {"lenet": lenets[0], "mlp": trained("mlp", "softplus(5)", 0)}
     present = [library for library in LIBRARIES if is_installed(library)]
+    for library in sorted(set(LIBRARIES) - set(present)):
+        print(f"left out: {library} is not installed (pip install {library})")
     cases = []
     for name, model in models.items():
         for labels, kind in ((y, "own"), ((y + 1) % 10, "wrong")):
@@ -195,15 +185,10 @@ def main() -> None:
             cases += [against(library, name, model, x, labels, kind) for library in present]
     rows = torch.arange(arguments.samples) % len(pool[0])
     cases.append(whole(lenets, pool[0][rows], pool[1][rows]))
-    report = {
-        "schema": SCHEMA, "python": platform.python_version(), "torch": torch.__version__,
-        "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "left_out": sorted(set(LIBRARIES) - set(present)), "cases": cases,
-    }  # fmt: skip
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    found = {"left_out": sorted(set(LIBRARIES) - set(present)), "cases": cases}
+    record(arguments.output, SCHEMA, found)
     for case in cases:
-        print(json.dumps(case))
+        say(case)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -21,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import RESULTS, record
 
 from empirical.attacks.joint import JointAttack, joint_attack
 from empirical.data import Dataset, load_dataset
 from empirical.ensemble import Ensemble
-from empirical.files import parse_json, write_json
+from empirical.files import parse_json
 from empirical.presets import PRESETS
 from empirical.training import evaluate, state_path, train
 from estimators.certified import certify_groups, read_network
@@ -125,7 +125,7 @@ def measure(name: str, case: Case, folder: Path, data_root: Path) -> list[dict[s
 def main() -> None:
     """Run the cases and write the results, after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).parent / "results" / "making_theory_work.json"
+    default = RESULTS / "making_theory_work.json"
     parser.add_argument("--models", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES, help="those to run")
     parser.add_argument(
@@ -140,10 +140,7 @@ def main() -> None:
         measured = measure(name, CASES[name], arguments.models, arguments.data_root)
         rows = [row for row in rows if row["case"] != name] + measured
         rows.sort(key=lambda row: list(CASES).index(row["case"]))
-        write_json(
-            arguments.output,
-            {"schema": SCHEMA, "python": platform.python_version(), "torch": torch.__version__, "rows": rows},
-        )
+        record(arguments.output, SCHEMA, {"rows": rows})
 
 
 if __name__ == "__main__":

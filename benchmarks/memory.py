@@ -9,26 +9,19 @@ training images; the process' own peak resident memory after each, libraries and
 from __future__ import annotations
 
 import argparse
-import platform
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from recording import RESULTS, peak_memory, record
 
 from empirical.data import load_dataset
-from empirical.files import write_json
 from empirical.models import ModelConfig, build_model
 from estimators import cross_entropy, gradient_norm, gradient_similarity, hessian_norms
 
 SCHEMA = 1
-
-
-def peak() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main() -> None:
@@ -37,7 +30,7 @@ def main() -> None:
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--samples", type=int, default=60_000)
     parser.add_argument("--hessians", type=int, default=5_000, help="samples of the Hessian norms")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "memory.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "memory.json")
     arguments = parser.parse_args()
     train = load_dataset("fashion-mnist", data_root=arguments.data_root).train
     x, y = train.x[: arguments.samples], train.y[: arguments.samples]
@@ -57,14 +50,11 @@ def main() -> None:
         estimate()
         records.append({
             "case": name, "samples": samples, "cpu_seconds": time.process_time() - start,
-            "peak_bytes_so_far": peak(),
+            "peak_bytes_so_far": peak_memory(),
         })  # fmt: skip
         print(*records[-1].values(), flush=True)
-        write_json(arguments.output, {
-            "schema": SCHEMA, "python": platform.python_version(), "torch": torch.__version__,
-            "threads": torch.get_num_threads(), "batch_size": "the default of each estimator",
-            "cases": records,
-        })  # fmt: skip
+        found = {"batch_size": "the default of each estimator", "cases": records}
+        record(arguments.output, SCHEMA, found)
 
 
 if __name__ == "__main__":

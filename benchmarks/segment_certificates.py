@@ -10,15 +10,12 @@ lower bound on the truth. Times are processor time of one thread.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from recording import RESULTS, record, say
 from torch import Tensor, nn
 from torch.func import jvp
 
@@ -116,14 +113,14 @@ def measure(name: str) -> list[dict[str, Any]]:
                 "cpu_seconds_per_sample": seconds,
             }
         )
-        print(json.dumps(rows[-1]), flush=True)
+        say(rows[-1])
     return rows
 
 
 def main() -> None:
     """Run every case and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).parent / "results" / "segment_certificates.json"
+    default = RESULTS / "segment_certificates.json"
     parser.add_argument("--output", type=Path, default=default, help="where the JSON goes")
     parser.add_argument("--only", choices=CASES, help="one network instead of all, printed and not written")
     arguments = parser.parse_args()
@@ -132,17 +129,7 @@ def main() -> None:
         measure(arguments.only)
         return
     cases = [row for name in CASES for row in measure(name)]
-    report = {
-        "schema": SCHEMA,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "cores": os.cpu_count(),
-        "grid": GRID,
-        "cases": cases,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    record(arguments.output, SCHEMA, {"grid": GRID, "cases": cases})
 
 
 if __name__ == "__main__":

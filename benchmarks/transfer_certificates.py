@@ -10,9 +10,6 @@ the members' own certified errors, and processor time of one thread. Rates are o
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import RESULTS, record, say
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -141,7 +139,7 @@ def measure(name: str, members: list[nn.Module]) -> list[dict[str, Any]]:
             "must_transfer_r7": both.rate().lower, "single": [one.rate().upper for one in alone],
             "cpu_seconds": seconds,
         }  # fmt: skip
-        print(json.dumps(row), flush=True)
+        say(row)
         rows.append(row)
     return rows
 
@@ -149,19 +147,13 @@ def measure(name: str, members: list[nn.Module]) -> list[dict[str, Any]]:
 def main() -> None:
     """Train, measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).parent / "results" / "transfer_certificates.json"
+    default = RESULTS / "transfer_certificates.json"
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES, help="which networks")
     parser.add_argument("--output", type=Path, default=default, help="where the JSON goes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    report = {
-        "schema": SCHEMA,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cores": os.cpu_count(),
-        "cases": [row for name in arguments.cases for row in measure(name, trained(CASES[name]))],
-    }
-    arguments.output.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    cases = [row for name in arguments.cases for row in measure(name, trained(CASES[name]))]
+    record(arguments.output, SCHEMA, {"cases": cases})
 
 
 if __name__ == "__main__":

@@ -163,5 +163,5 @@ def _length(directions: Tensor) -> Tensor:
 
 def _similarity(directions: Tensor) -> Tensor:
     unit = directions / _length(directions)[..., None]
-    first, second = torch.triu_indices(len(unit), len(unit), 1).unbind()
+    first, second = torch.triu_indices(len(unit), len(unit), 1, device=unit.device).unbind()
     return (unit[first] * unit[second]).sum(-1).abs().mean()

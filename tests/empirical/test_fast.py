@@ -157,3 +157,22 @@ def test_the_switch_reaches_training_and_changes_rounding_only():
     weights = [train(each, progress=False).state_dict() for each in (replace(config, fast=False), config)]
     differences = [(weights[0][name] - weights[1][name]).abs().max() for name in weights[0]]
     assert 0 < max(differences) < 1e-3
+
+
+class WithoutAutocast(Step):
+    """A step on a device that has no autocast."""
+
+    def logits(self, member, x):
+        return member(x)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "resnet8"])
+@pytest.mark.parametrize("search", ["joint", "pair"])
+def test_everything_is_made_on_the_device_of_the_batch(name, search):
+    config = ModelConfig(name, "relu", (6, 5)) if name == "mlp" else ModelConfig(name, "relu")
+    with torch.device("meta"):  # another device than the default: an operation on tensors of both would fail
+        members = nn.ModuleList(build_model(config, shape=(1, 8, 8), classes=4) for _ in range(3))
+        x, y = torch.rand(5, 1, 8, 8), torch.arange(5) % 4
+    loss = TRS(search=search)(members, x, y, WithoutAutocast())
+    loss.total.backward(inputs=list(members.parameters()))
+    assert all(weight.grad is not None and weight.grad.is_meta for weight in members.parameters())
