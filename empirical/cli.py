@@ -230,7 +230,9 @@ def _compared(options: argparse.Namespace, workers: Workers) -> int:
     else:
         trained, name, run = [], options.data or "digits", options.data or "digits"
         configs = _recipes(name, options)
-    data = load_dataset(name, data_root=options.data_root, download=options.download)
+    data = workers.first_alone(
+        lambda: load_dataset(name, data_root=options.data_root, download=options.download)
+    )
     check_target(options.target_label, data.classes)
     check_statistics(options.support, options.confidence)
     settings = Settings(
@@ -297,8 +299,15 @@ def _refuse_with_checkpoints(options: argparse.Namespace) -> None:
 
 
 def _train_ensemble(options: argparse.Namespace) -> int:
+    from empirical.distributed import joined
+    from empirical.training import find_device
+
+    with joined(find_device(options.device)) as workers:
+        return _trained(options, workers)
+
+
+def _trained(options: argparse.Namespace, workers: Workers) -> int:
     from empirical.data import load_dataset
-    from empirical.distributed import launched_rank
     from empirical.plugins import load_plugins
     from empirical.presets import named_preset
     from empirical.training import state_path, train
@@ -316,12 +325,13 @@ def _train_ensemble(options: argparse.Namespace) -> int:
         config = replace(config, dataset=options.data)
     run = f"{config.dataset}-{config.objective.name}-seed{options.seed}"
     output = options.output or Path("runs") / f"{run}.safetensors"
-    first = launched_rank() == 0  # of the processes that torchrun started
-    if first and not options.resume and state_path(output).exists():
+    if workers.first and not options.resume and state_path(output).exists():
         raise ValueError(f"found an earlier run at {output}: give --resume to go on, or another --output")
-    data = load_dataset(config.dataset, data_root=options.data_root, download=options.download)
+    data = workers.first_alone(
+        lambda: load_dataset(config.dataset, data_root=options.data_root, download=options.download)
+    )
     train(config, data=data, output=output, resume=options.resume, progress=sys.stderr.isatty())
-    if not first:
+    if not workers.first:
         return 0
     metadata = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["metadata"]
     accuracy = metadata["metrics"]["test_accuracy"]

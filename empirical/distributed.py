@@ -9,10 +9,12 @@ and the running statistics are averaged, so that such networks train as with sma
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -22,6 +24,8 @@ from estimators.sharing import PerSample, sharing
 # How long a process waits for the others, which may each be training an ensemble of its own. One that dies is
 # noticed at once: its connections close, or torchrun ends the others.
 TIMEOUT = timedelta(days=2)
+
+Fetched = TypeVar("Fetched")
 
 
 class WorkerLost(ConnectionError):
@@ -123,6 +127,19 @@ class Workers:
         """
         self.agree([True])
 
+    def first_alone(self, fetch: Callable[[], Fetched]) -> Fetched:
+        """What `fetch` gives: the first process calls it first, so that the others find what it downloads.
+
+        Raises:
+            WorkerLost: If a process is gone.
+        """
+        if self.first:
+            found = fetch()
+            self.wait()
+            return found
+        self.wait()
+        return fetch()
+
     def agree(self, flags: Sequence[bool]) -> list[bool]:
         """The flags of the first process, on every process; none goes on before all have come here.
 
@@ -142,12 +159,9 @@ def _lost_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise WorkerLost(f"another process of the run has ended: {str(error).splitlines()[0]}") from error
-
-
-def launched_rank() -> int:
-    """Number of this process among those that torchrun started; 0 without it."""
-    return int(os.environ.get("RANK", "0"))
+        # Without the line of the library's source that it begins with, and the advice that it ends with.
+        reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0]).split(". ")[0]
+        raise WorkerLost(f"another process of the run has ended: {reason}") from error
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def run_study(
         raise ValueError(f"expected at least one sample, got {request.samples}")
     device = find_device(request.device)
     models, data_name = _load_models(request, device)
-    data, pixel_range = _load_data(request, data_name)
+    data, pixel_range = workers.first_alone(lambda: _load_data(request, data_name))
     points = draw_points(data, request.samples).to(device)
     workers.check_enough(len(points))
     _check_fit(models, points)
