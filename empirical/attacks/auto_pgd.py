@@ -53,7 +53,7 @@ def adaptive_steps(
         there, gradient = evaluate(network, ahead, goal, loss, with_gradient=step < steps - 1)
         monotone &= not_fallen(here.loss, there.loss)
         rises += there.loss > here.loss
-        kept = there if step == 0 else better(kept, there)
+        kept = there.clone() if step == 0 else better(kept, there)
         here = there
         if step == steps - 1:
             break

@@ -109,6 +109,10 @@ class Iterates(NamedTuple):
     loss: Tensor
     fooled: Tensor
 
+    def clone(self) -> Iterates:
+        """A copy in memory of its own."""
+        return Iterates(*(each.clone() for each in self))
+
     def at(self, rows: Tensor) -> Iterates:
         """The iterates of the samples with these numbers."""
         return Iterates(*(each.index_select(0, rows) for each in self))
@@ -178,9 +182,11 @@ def better(kept: Iterates, found: Iterates) -> Iterates:
     """Per sample the iterate that fools the model; of two alike the one of larger loss; of equals the later.
 
     Where rounding makes the loss flat (tiny gradients), the later iterate went farther along its gradient.
+    The images found go into the memory of those kept.
     """
     wins = (found.fooled & ~kept.fooled) | ((found.fooled == kept.fooled) & (found.loss >= kept.loss))
-    return found.where(wins, kept)
+    choose(wins, found.x, kept.x, out=kept.x)
+    return Iterates(kept.x, torch.where(wins, found.loss, kept.loss), kept.fooled | found.fooled)
 
 
 def not_fallen(before: Tensor, after: Tensor) -> Tensor:

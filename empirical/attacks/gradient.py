@@ -231,11 +231,14 @@ def _fixed_steps(
         point = ball.step(here.x, direction, step_size)
         here, gradient = evaluate(network, point, goal, attack.loss, with_gradient=step < steps - 1)
         losses.append(here.loss)
-        # The start is no candidate: an attacked image is one that the attack moved.
-        kept = here if step == 0 or attack.on_failure == "last" else better(kept, here)
+        if step == 0:  # the start is no candidate: an attacked image is one that the attack moved
+            kept = here.clone()
+        elif attack.on_failure != "last":
+            kept = better(kept, here)
     check_finite(here.loss, "the attack loss")
     track = torch.stack(losses)
     monotone = not_fallen(track[:-1], track[1:]).all(0)
+    kept = here if attack.on_failure == "last" else kept
     return kept, torch.stack(zeros).sum(0), monotone, torch.full_like(goal.labels, steps)
 
 
@@ -259,7 +262,7 @@ def _until_fooled(
         monotone[rows] &= not_fallen(here.loss, there.loss)
         here = there
         if step == 0:  # the start is no candidate
-            kept = Iterates(*(each.clone() for each in here))
+            kept = here.clone()
         else:
             kept.improve(rows, here)
         stay = (~here.fooled).nonzero().squeeze(1)

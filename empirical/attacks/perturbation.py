@@ -107,12 +107,12 @@ def is_zero(direction: Tensor) -> Tensor:
     return torch.linalg.vector_norm(direction.flatten(1), dim=1) == 0
 
 
-def choose(rows: Tensor, x: Tensor, other: Tensor) -> Tensor:
+def choose(rows: Tensor, x: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Samples of x in the `rows` (n,) bool, of `other` elsewhere, both finite.
 
     An interpolation with weights 0 and 1, which is exact and vectorised where torch.where is not.
     """
-    return torch.lerp(other, x, spread(rows.to(x.dtype), x))
+    return torch.lerp(other, x, spread(rows.to(x.dtype), x), out=out)
 
 
 def _nonzero(norms: Tensor) -> Tensor:
