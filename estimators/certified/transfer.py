@@ -30,7 +30,7 @@ from estimators.certified.network import Network, Pointwise, read_network
 from estimators.sharing import in_batches
 
 # Numbers in the functionals sent back through a network at once.
-_ENTRIES = 1 << 23
+_ENTRIES = 1 << 20
 
 
 @dataclass(frozen=True)
