@@ -37,11 +37,13 @@ from empirical.comparison.joint_rows import certify as certify_subsets
 from empirical.comparison.pair_rows import REMAINDER, SEGMENT, PairRows
 from empirical.comparison.results import EnsembleResult
 from empirical.comparison.rows import JointRow, Row
+from empirical.comparison.subject import Subject
 from empirical.data import Split
 from empirical.ensemble import Ensemble
 from empirical.protocols.whitebox import white_box_cell
 from empirical.transfer import matrix_from_attacks
 from empirical.transfer_matrix import TransferMatrix
+from estimators.batching import double_copy
 from estimators.distribution import Distribution
 from estimators.points import measure_points
 
@@ -106,27 +108,26 @@ def compare(
     points = measure_points(members, data.x, data.y, target=target_label)
     networks = [readable_network(member, data.x) for member in members]
     readable = networks if certificates else [None] * len(members)
-    modes = [
-        _Mode(
-            PairRows(name, members, networks, data, points, target, about),
-            JointRows(name, members, readable, data, target, about),
-        )
-        for target in (None, target_label)
-    ]
+    exact = [double_copy(member) for member in members]
+    modes = []
+    for target in (None, target_label):
+        subject = Subject(name, members, exact, networks, data, target, about)
+        modes.append(_Mode(PairRows(subject, points), JointRows(replace(subject, networks=readable))))
     certify: dict[tuple[str, str], Certify] = {}
     first = next(name for name, each in attacks.items() if not isinstance(each, JointAttack))
     for norm, radii in (("l2", eps), ("linf", linf_eps)):
         for each in modes:
             if each.of_subsets.certifiable and radii:
-                certify[each.of_subsets.mode, norm] = partial(each.of_subsets.rates, norm)
+                certify[each.of_subsets.subject.mode, norm] = partial(each.of_subsets.rates, norm)
         attackers = [
-            Attacker(members, data, attacks, norm, each.of_subsets.target, pixel_range) for each in modes
+            Attacker(members, data, attacks, norm, each.of_pairs.subject.target, pixel_range)
+            for each in modes
         ]
         for radius in sorted(map(float, radii)):
             progress(f"{name}: {norm} radius {radius:g}, certificates")
             certified = certify_subsets([each.of_subsets for each in modes], norm, radius)
             for each, attacker, balls in zip(modes, attackers, certified, strict=True):
-                progress(f"{name}: {norm} radius {radius:g}, {each.of_pairs.mode} attacks")
+                progress(f"{name}: {norm} radius {radius:g}, {each.of_pairs.subject.mode} attacks")
                 attacked = attacker.attack(radius)
                 # Intervals in a matrix always tell what the set says about the population it came from.
                 each.matrices += [

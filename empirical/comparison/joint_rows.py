@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bounds import Estimate
 from bounds.must_transfer import MustTransfer
@@ -14,13 +14,9 @@ from bounds.transfer_rate import certified_transfer_rate
 from empirical.attacks import predict
 from empirical.comparison.attacker import Attacked, Subset, subsets
 from empirical.comparison.judge import judge_joint
-from empirical.comparison.pair_rows import TARGETED, UNTARGETED
 from empirical.comparison.rows import JointRow
-from empirical.data import Split
-from estimators.batching import double_copy
+from empirical.comparison.subject import Subject
 from estimators.certified import BallTransfer, certify_goals
-from estimators.certified.network import Network
-from estimators.distribution import Distribution
 
 # A perturbation of all points: the members that it was built on, and whom it fools, (N, n) bool.
 Built = tuple[tuple[int, ...], Tensor]
@@ -29,23 +25,13 @@ Built = tuple[tuple[int, ...], Tensor]
 class JointRows:
     """One mode of attack on an ensemble; predictions and certificates are those of float64."""
 
-    def __init__(
-        self,
-        name: str,
-        members: Sequence[nn.Module],
-        networks: Sequence[Network | None],
-        data: Split,
-        target: int | None,
-        about: Distribution,
-    ) -> None:
-        self.name, self.about, self.target = name, about, target
-        self.members = [double_copy(member) for member in members]
-        self.networks = [network for network in networks if network is not None]
-        self.certifiable = len(self.networks) == len(members)
-        self.x, self.y = data.x.double(), data.y
-        self.mode = UNTARGETED if target is None else TARGETED
-        right = torch.stack([predict(member, self.x) == data.y for member in self.members])
-        self.right = right if target is None else right & (data.y != target)
+    def __init__(self, subject: Subject) -> None:
+        self.subject, self.about = subject, subject.about
+        self.networks = [network for network in subject.networks if network is not None]
+        self.certifiable = len(self.networks) == len(subject.members)
+        self.x, self.y = subject.data.x.double(), subject.data.y
+        right = torch.stack([predict(member, self.x) == self.y for member in subject.exact])
+        self.right = right & (self.y != subject.target) if subject.targeted else right
 
     def rows(
         self, norm: str, eps: float, attacked: Attacked, certified: dict[Subset, BallTransfer]
@@ -61,7 +47,9 @@ class JointRows:
         attacks: dict[str, list[Built]] = {}
         for attack, models, x_adv in attacked.by_members():
             attacks.setdefault(attack, []).append((models, self._fooled(x_adv)))
-        return [self._row(norm, eps, subset, attacks, certified) for subset in subsets(len(self.members))]
+        return [
+            self._row(norm, eps, subset, attacks, certified) for subset in subsets(len(self.subject.members))
+        ]
 
     def rates(self, norm: str, eps: float) -> dict[Subset, float]:
         """R2 of every subset, with its confidence for a population."""
@@ -103,8 +91,8 @@ class JointRows:
         nothing = np.zeros_like(ball.eligible)
         proved = torch.from_numpy(ball.fooled.guaranteed & ball.eligible)
         return JointRow(
-            ensemble=self.name, models=models, together=together, mode=self.mode, norm=norm, eps=eps,
-            eligible=able, certified=bracket,
+            ensemble=self.subject.name, models=models, together=together, mode=self.subject.mode,
+            norm=norm, eps=eps, eligible=able, certified=bracket,
             must_transfer=self.about.rate(proved, "proved to be fooled (R7)"),
             found=found, attacks=rates,
             single=tuple(self._bracket(certified[(index,), 1], nothing)[0] for index in models),
@@ -122,8 +110,8 @@ class JointRows:
 
     def _fooled(self, x_adv: Tensor) -> Tensor:
         """Which members an attack fools, (N, n) bool."""
-        reached = torch.stack([predict(member, x_adv.double()) for member in self.members])
-        return reached != self.y if self.target is None else reached == self.target
+        reached = torch.stack([predict(member, x_adv.double()) for member in self.subject.exact])
+        return reached != self.y if self.subject.target is None else reached == self.subject.target
 
     def uncertified(self, group: Subset) -> BallTransfer:
         """Nothing is certain of these members."""
@@ -140,10 +128,10 @@ def certify(
     Nothing where a layer has no bounds.
     """
     one = modes[0]
-    groups: list[Subset] = [((index,), 1) for index in range(len(one.members))]
-    groups += subsets(len(one.members))
+    groups: list[Subset] = [((index,), 1) for index in range(len(one.subject.members))]
+    groups += subsets(len(one.subject.members))
     if not one.certifiable:
         return [{group: mode.uncertified(group) for group in groups} for mode in modes]
-    targets = [mode.target for mode in modes]
+    targets = [mode.subject.target for mode in modes]
     found = certify_goals(one.networks, one.x, one.y, eps, groups, targets, norm=norm, inner=inner)  # type: ignore[arg-type]
     return [dict(zip(groups, each, strict=True)) for each in found]

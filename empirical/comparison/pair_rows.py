@@ -6,22 +6,18 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import estimators
 from bounds import STATEMENTS, Estimate, evaluate
 from empirical.attacks.perturbation import sample_norms
 from empirical.comparison.judge import judge
 from empirical.comparison.rows import ON_BOTH_CORRECT, Row
-from empirical.data import Split
-from estimators.batching import double_copy
-from estimators.certified.network import Network
+from empirical.comparison.subject import TARGETED, UNTARGETED, Subject
 from estimators.certified.segment import largest_on_segments
-from estimators.distribution import Distribution
 from estimators.points import CleanPoints, LossTable, measure_attack
 from estimators.quantities import Pair
 
-UNTARGETED, TARGETED = "untargeted", "targeted"
 SEGMENT, REMAINDER = "segment", "remainder"
 STATEMENTS_BY_MODE = {
     UNTARGETED: (
@@ -40,25 +36,12 @@ _SEGMENT_PIECES = 64
 class PairRows:
     """One mode of attack: what the clean points give is worked out once, the rest once per attack."""
 
-    def __init__(
-        self,
-        name: str,
-        members: Sequence[nn.Module],
-        networks: Sequence[Network | None],
-        data: Split,
-        points: CleanPoints,
-        target: int | None,
-        about: Distribution,
-    ) -> None:
-        self.name, self.members, self.networks, self.data = name, members, networks, data
-        self.exact_members, self.exact_x = [double_copy(member) for member in members], data.x.double()
-        self.points, self.about = points, about
-        self.targeted = target is not None
-        self.mode = UNTARGETED if target is None else TARGETED
-        # The label whose loss the attack moves: the target's in Theorem 1, the true one in Theorem 2.
-        self.goal = data.y if target is None else torch.full_like(data.y, target)
+    def __init__(self, subject: Subject, points: CleanPoints) -> None:
+        self.subject, self.points = subject, points
+        self.exact_x, self.goal = subject.data.x.double(), subject.goal
         self.pairs = {
-            (f, g): Pair(points, about, self.targeted, f, g) for f, g in permutations(range(len(members)), 2)
+            (f, g): Pair(points, subject.about, subject.targeted, f, g)
+            for f, g in permutations(range(len(subject.members)), 2)
         }
 
     def rows(
@@ -80,8 +63,8 @@ class PairRows:
             pairs: The surrogates and targets that it is an attack for.
             stand_ins: What stands for beta.
         """
-        size = eps if norm == "l2" else largest_l2_size(self.data.x, x_adv)
-        attacked = measure_attack(self.members, self.data.x, x_adv, size)
+        size = eps if norm == "l2" else largest_l2_size(self.subject.data.x, x_adv)
+        attacked = measure_attack(self.subject.members, self.subject.data.x, x_adv, size)
         betas = {
             stand_in: {
                 index: self._smoothness(index, x_adv, attacked.predictions[index], stand_in)
@@ -95,7 +78,7 @@ class PairRows:
                 beta = Estimate.largest([beta_of[f], beta_of[g]])
                 known = self.pairs[f, g].quantities(attacked, eps=size, beta=beta)
                 rates = {starred: self._transfer(attacked, f, g, starred) for starred in (False, True)}
-                for statement in STATEMENTS_BY_MODE[self.mode]:
+                for statement in STATEMENTS_BY_MODE[self.subject.mode]:
                     if statement not in known:
                         continue
                     bound = evaluate(statement, known[statement])
@@ -103,8 +86,9 @@ class PairRows:
                     slack, verdict, reason = judge(bound, measured, self._obstacles(known[statement], f, g))
                     rows.append(
                         Row(
-                            ensemble=self.name, surrogate=f, target=g, mode=self.mode, norm=norm, eps=eps,
-                            attack=attack, statement=statement, smoothness=stand_in, bound=bound.to_json(),
+                            ensemble=self.subject.name, surrogate=f, target=g, mode=self.subject.mode,
+                            norm=norm, eps=eps, attack=attack, statement=statement,
+                            smoothness=stand_in, bound=bound.to_json(),
                             quantities={key: known[statement][key] for key in STATEMENTS[statement].names},
                             measured=measured, slack=slack, verdict=verdict, reason=reason,
                         )
@@ -113,11 +97,12 @@ class PairRows:
 
     def _transfer(self, attacked: LossTable, f: int, g: int, starred: bool) -> Estimate:
         """Definition 7's rate; starred, without the points whose label is the target."""
-        fooled = (attacked.predictions == self.goal) if self.targeted else (attacked.predictions != self.goal)
+        reached = attacked.predictions == self.goal
+        fooled = reached if self.subject.targeted else ~reached
         event = self.points.correct[f] & self.points.correct[g] & fooled[f] & fooled[g]
-        if starred and self.targeted:
-            event = event & (self.data.y != self.goal)
-        return self.about.rate(event, "transfer")
+        if starred and self.subject.targeted:
+            event = event & (self.subject.data.y != self.goal)
+        return self.subject.about.rate(event, "transfer")
 
     def _obstacles(self, known: Mapping[str, Estimate], f: int, g: int) -> list[str]:
         """What stands in the way of Theorems 1 and 2: the gradients that c_F and c_G divide by."""
@@ -126,7 +111,7 @@ class PairRows:
             if f"c_{letter}" not in known:
                 continue
             norms = self.points.norms[model].gather(1, self.goal.unsqueeze(1))
-            label = "target" if self.targeted else "true"
+            label = "target" if self.subject.targeted else "true"
             zeros = int((norms == 0).sum())
             words.append(
                 f"the {label}-label gradient of {letter} vanishes at {zeros} of {len(norms)} points"
@@ -137,14 +122,16 @@ class PairRows:
 
     def _smoothness(self, index: int, x_adv: Tensor, reached: Tensor, stand_in: str) -> Estimate:
         """Stand-in for beta over the attack's segments, at every label that a proof expands the loss at."""
-        member, loss = self.members[index], estimators.cross_entropy
+        member, loss = self.subject.members[index], estimators.cross_entropy
         # Theorem 4 expands it at the true label and the one into which the attack led, Theorem 3 at y_t.
-        labels = torch.stack([self.data.y, self.goal if self.targeted else reached], 1)
+        labels = torch.stack([self.subject.data.y, self.goal if self.subject.targeted else reached], 1)
         if stand_in == REMAINDER:
-            return estimators.remainder(self.exact_members[index], loss, self.exact_x, x_adv.double(), labels)
-        network = self.networks[index]
+            return estimators.remainder(self.subject.exact[index], loss, self.exact_x, x_adv.double(), labels)
+        network = self.subject.networks[index]
         if network is None:
-            return estimators.smoothness(member, loss, self.data.x, labels, method="segment", x_end=x_adv)
+            return estimators.smoothness(
+                member, loss, self.subject.data.x, labels, method="segment", x_end=x_adv
+            )
         return largest_on_segments(network, self.exact_x, x_adv.double(), labels, pieces=_SEGMENT_PIECES)
 
 
