@@ -113,7 +113,7 @@ def must_transfer_curved(
         ValueError: If shapes disagree, a number is NaN or the radius is negative.
     """
     margins, gradients, _ = _problem(margins, gradients, 0.0, radius, "l2")
-    step = _finite("start", start, 2)
+    step = _finite("start", start, 2).copy()
     n, models, dimension = gradients.shape
     shapes = step.shape, curvature.sizes.shape, curvature.dips.shape
     if shapes != ((n, dimension), (n, models), (n, models)):
