@@ -140,15 +140,19 @@ class Workers:
         self.wait()
         return fetch()
 
-    def agree(self, flags: Sequence[bool]) -> list[bool]:
-        """The flags of the first process, on every process; none goes on before all have come here.
+    def agree(self, there: Sequence[bool]) -> list[bool]:
+        """What the first process finds there, on every process; none goes on before all have come here.
 
         Raises:
+            ValueError: If this one does not find it.
             WorkerLost: If a process is gone.
         """
-        said = torch.tensor([flag and self.first for flag in flags], dtype=torch.float64)
+        said = torch.tensor([each and self.first for each in there], dtype=torch.float64)
         self.add([said])
-        return [bool(each) for each in said]
+        first = [bool(each) for each in said]
+        if any(each and not mine for each, mine in zip(first, there, strict=True)):
+            raise ValueError("expected every process to see the folder of the first one, got another folder")
+        return first
 
 
 ALONE = Workers()

@@ -232,3 +232,11 @@ def test_more_processes_than_samples_are_refused():
     Workers(0, 2).check_enough(2)
     with pytest.raises(ValueError, match="a sample for each of 2 processes, got 1"):
         Workers(0, 2).check_enough(1)
+
+
+def test_processes_on_different_folders_are_refused(monkeypatch):
+    """The first one says that something is there, which this one does not find."""
+    monkeypatch.setattr(Workers, "add", lambda self, tensors: [tensor.fill_(1) for tensor in tensors])
+    assert Workers(1, 2).agree([True, True]) == [True, True]
+    with pytest.raises(ValueError, match="to see the folder of the first one"):
+        Workers(1, 2).agree([True, False])
