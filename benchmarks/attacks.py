@@ -13,21 +13,18 @@ that finds less is no gain.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from recording import RESULTS, in_turns, is_installed, record, say, speed
 from torch import Tensor, nn
 
 from empirical.attacks import Attack, predict, run_attack
 from empirical.data import load_dataset
-from empirical.files import write_json
 from empirical.models import ModelConfig, build_model
 
 SCHEMA = 2
@@ -102,15 +99,6 @@ LIBRARIES = {
 }
 
 
-def is_installed(library: str) -> bool:
-    """Whether a library is there."""
-    try:
-        importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def trained(name: str) -> nn.Module:
     """A classifier of the 5,000 handwritten digits, after one epoch."""
     digits = load_dataset("mnist5k").train
@@ -135,25 +123,18 @@ def measure(name: str, samples: int, rounds: int, libraries: list[str]) -> list[
         ways |= {
             library: LIBRARIES[library][0](method) for library in libraries if method in LIBRARIES[library][1]
         }
-        robust, times = {}, {way: [] for way in ways}
-        for way, run in ways.items():
-            robust[way] = float((predict(model, run(model, x, y)) == y).float().mean())
-        for _ in range(rounds):
-            for way, run in ways.items():
-                start = time.process_time()
-                run(model, x, y)
-                times[way].append(time.process_time() - start)
+        robust = {
+            way: float((predict(model, run(model, x, y)) == y).float().mean()) for way, run in ways.items()
+        }
+        times = in_turns({way: partial(run, model, x, y) for way, run in ways.items()}, rounds)
         for way in ways:
-            ratios = {
-                own: statistics.median(t / o for t, o in zip(times[way], times[own], strict=True))
-                for own in ways if own.startswith("ours")
-            }  # fmt: skip
+            faster = {own: speed(times, own, way)["speedup"] for own in ways if own.startswith("ours")}
             records.append({
                 "model": name, "attack": method, "way": way, "samples": samples, "steps": STEPS,
-                "seconds": statistics.median(times[way]), "times": ratios,
+                "seconds": statistics.median(times[way]), "speedup_of": faster,
                 "robust_accuracy": robust[way],
             })  # fmt: skip
-            print(*records[-1].values(), flush=True)
+            say(records[-1])
     return records
 
 
@@ -163,19 +144,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "attacks.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "attacks.json")
     arguments = parser.parse_args()
     present = [library for library in LIBRARIES if is_installed(library)]
     missing = sorted(set(LIBRARIES) - set(present))
     cases = []
     for name in arguments.models:
         cases += measure(name, arguments.samples, arguments.rounds, present)
-    write_json(arguments.output, {
-        "schema": SCHEMA, "python": platform.python_version(), "torch": torch.__version__,
-        "versions": {library: importlib.metadata.version(library) for library in present},
-        "left_out": missing, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "rounds": arguments.rounds, "cases": cases,
-    })  # fmt: skip
+    results = {"left_out": missing, "rounds": arguments.rounds, "cases": cases}
+    record(arguments.output, SCHEMA, results, *present)
 
 
 if __name__ == "__main__":

@@ -232,7 +232,7 @@ def _fixed_steps(
         here, gradient = evaluate(network, point, goal, attack.loss, with_gradient=step < steps - 1)
         losses.append(here.loss)
         if step == 0:  # the start is no candidate: an attacked image is one that the attack moved
-            kept = here.clone()
+            kept = here
         elif attack.on_failure != "last":
             kept = better(kept, here)
     check_finite(here.loss, "the attack loss")
@@ -265,13 +265,13 @@ def _until_fooled(
             kept = here.clone()
         else:
             kept.improve(rows, here)
+        check_finite(here.loss, "the attack loss")
         stay = (~here.fooled).nonzero().squeeze(1)
         if not len(stay) or step == steps - 1:
             break
         if len(stay) < len(rows):
             rows, ball, goal, here = rows[stay], ball.at(stay), goal.at(stay), here.at(stay)
             gradient, velocity = gradient.index_select(0, stay), velocity.index_select(0, stay)
-    check_finite(kept.loss, "the attack loss")
     return kept, zeros, monotone, taken
 
 
