@@ -42,16 +42,16 @@ from estimators.distribution import Distribution
 from estimators.points import measure_points
 
 SCHEMA = 1
-BASE = {"members": 3, "samples": 64, "inputs": 64, "classes": 10}
+BASE = {"members": 3, "samples": 32, "inputs": 64, "classes": 10}
 SIZES = {
-    "members": (2, 3, 4, 6, 8),
-    "samples": (32, 64, 128, 256, 512),
-    "inputs": (16, 64, 256, 1024),
-    "classes": (3, 5, 10, 20, 40),
+    "members": (2, 3, 4, 6),
+    "samples": (32, 64, 128, 256),
+    "inputs": (16, 64, 256, 576),
+    "classes": (3, 5, 10, 20),
 }
 SYMBOLS = {"members": "N", "samples": "M", "inputs": "d", "classes": "K"}
 RADIUS = 0.05
-REPETITIONS = 3
+REPETITIONS = 2
 FITTED = 3
 
 

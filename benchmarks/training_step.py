@@ -205,13 +205,13 @@ def draw(results: Path) -> None:
     from empirical.plots.style import COLOURS, MARKERS, plt, save
 
     rows = [row for row in parse_json(results.read_text())["cases"] if row["way"] == "fast"]
-    labels = list(dict.fromkeys(f"{row['model']}, {row['batch']}" for row in rows))
+    labels = list(dict.fromkeys(f"{row['model']}\n{row['batch']}" for row in rows))
 
     def figure() -> Figure:
         made, axes = plt.subplots(figsize=(5.6, 2.6))
         for offset, (what, colour, marker) in enumerate(zip(COMPARED[:2], COLOURS, MARKERS, strict=False)):
             for row in (row for row in rows if row["case"] == what):
-                place = labels.index(f"{row['model']}, {row['batch']}") + 0.16 * (2 * offset - 1)
+                place = labels.index(f"{row['model']}\n{row['batch']}") + 0.16 * (2 * offset - 1)
                 around = [
                     [row["speedup"] - row["smallest_speedup"]],
                     [row["largest_speedup"] - row["speedup"]],
@@ -222,8 +222,8 @@ def draw(results: Path) -> None:
         axes.set_xticks(range(len(labels)), labels, fontsize=7)
         axes.set_ylim(0.8, None)
         axes.set_ylabel("times as fast as published")
-        axes.set_xlabel("network, batch; median, smallest and largest round")
-        axes.legend(frameon=False, fontsize=8)
+        axes.set_xlabel("network and batch; median, smallest and largest round")
+        axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right")
         return made
 
     save(figure, results.with_suffix(""))
