@@ -31,12 +31,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from empirical.attacks import Attack, run_attack
 from empirical.comparison.pair_rows import PairRows
+from empirical.comparison.subject import Subject
 from empirical.data import Split
 from empirical.ensemble import Ensemble
 from empirical.files import parse_json
 from empirical.models import ModelConfig, build_model
 from empirical.objectives import TRS, Step
 from estimators import cross_entropy, hessian_norms
+from estimators.batching import double_copy
 from estimators.certified import certify_groups, read_network
 from estimators.distribution import Distribution
 from estimators.points import measure_points
@@ -95,11 +97,11 @@ class Problem:
         members, data = list(self.members.eval()), Split(self.x, self.y)
         points = measure_points(members, data.x, data.y)
         about = Distribution("finite", 0.95)
-        nothing = [None] * len(members)
-        of_pairs = PairRows("growth", members, nothing, data, points, None, about)
+        exact = [double_copy(member) for member in members]
+        subject = Subject("growth", members, exact, [None] * len(members), data, None, about)
         x_adv = (self.x + RADIUS * torch.randn_like(self.x).sign()).clamp(0, 1)
         pairs = list(permutations(range(len(members)), 2))
-        of_pairs.rows("random", "linf", RADIUS, x_adv, pairs, ("remainder",))
+        PairRows(subject, points).rows("random", "linf", RADIUS, x_adv, pairs, ("remainder",))
 
 
 WORK: dict[str, Callable[[Problem], None]] = {
@@ -155,7 +157,7 @@ def exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(results: dict[str, Any], stem: Path) -> None:
-    """Time above, memory below, one column for each axis; exponents in the legend."""
+    """Time above, memory below, one column for each axis; the exponents stand in the legends."""
     from matplotlib.figure import Figure
 
     from empirical.plots.style import COLOURS, MARKERS, plt, save
@@ -175,7 +177,7 @@ def draw(results: dict[str, Any], stem: Path) -> None:
                     )  # fmt: skip
                 axes.set_xscale("log")
                 axes.set_yscale("log")
-                axes.legend(frameon=False, fontsize=6.5, title="exponent", title_fontsize=6.5)
+                axes.legend(frameon=False, fontsize=6.5, ncols=2, loc="lower left", bbox_to_anchor=(-0.1, 1))
             panels[1, column].set_xlabel(f"{axis} {SYMBOLS[axis]}")
             panels[1, column].set_xticks(SIZES[axis], [str(size) for size in SIZES[axis]])
             panels[1, column].minorticks_off()
@@ -199,7 +201,7 @@ def main() -> None:
         torch.set_num_threads(1)
         budget = Budget(arguments.limit)
         for name in WORK:  # what is loaded at the first call is not counted
-            WORK[name](Problem(**BASE))
+            measure(name, "members", BASE["members"])
         rows: list[dict[str, Any]] = []
         for axis, sizes in SIZES.items():
             for name in WORK:
