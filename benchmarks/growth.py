@@ -48,7 +48,7 @@ BASE = {"members": 3, "samples": 32, "inputs": 64, "classes": 10}
 SIZES = {
     "members": (2, 3, 4, 6),
     "samples": (32, 64, 128, 256),
-    "inputs": (16, 64, 256, 576),
+    "inputs": (16, 64, 128, 256),
     "classes": (3, 5, 10, 20),
 }
 SYMBOLS = {"members": "N", "samples": "M", "inputs": "d", "classes": "K"}
@@ -157,7 +157,7 @@ def exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(results: dict[str, Any], stem: Path) -> None:
-    """Time above, memory below, one column for each axis; the exponents stand in the legends."""
+    """Time above, memory below, one column for each axis."""
     from matplotlib.figure import Figure
 
     from empirical.plots.style import COLOURS, MARKERS, plt, save
@@ -169,18 +169,16 @@ def draw(results: dict[str, Any], stem: Path) -> None:
                 axes = panels[row, column]
                 for name, colour, marker in zip(WORK, COLOURS, MARKERS, strict=False):
                     found = [one for one in results["cases"] if one["work"] == name and one["axis"] == axis]
-                    power = [one[what] for one in results["exponents"]
-                             if one["work"] == name and one["axis"] == axis]  # fmt: skip
                     axes.plot(
                         [one["size"] for one in found], [one[what] / unit for one in found], marker=marker,
-                        color=colour, ms=4, lw=1, label=f"{name}: {power[0]:.1f}" if power else name,
+                        color=colour, ms=4, lw=1, label=name,
                     )  # fmt: skip
                 axes.set_xscale("log")
                 axes.set_yscale("log")
-                axes.legend(frameon=False, fontsize=6.5, ncols=2, loc="lower left", bbox_to_anchor=(-0.1, 1))
             panels[1, column].set_xlabel(f"{axis} {SYMBOLS[axis]}")
             panels[1, column].set_xticks(SIZES[axis], [str(size) for size in SIZES[axis]])
             panels[1, column].minorticks_off()
+        made.legend(*panels[0, 0].get_legend_handles_labels(), loc="upper center", ncols=5, frameon=False)
         panels[0, 0].set_ylabel("seconds")
         panels[1, 0].set_ylabel("peak memory, MB")
         return made
