@@ -166,7 +166,7 @@ def test_ten_products_are_enough_for_a_spread_spectrum_of_either_sign():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_samples_that_eight_products_leave_open_go_on_until_they_settle(dtype):
+def test_samples_that_the_first_products_leave_open_go_on_until_they_settle(dtype):
     # Label 0: a spectrum that eight products settle. Labels 1 to 3: a long tail of either sign below the top.
     tail = torch.linspace(-0.9, 0.9, 59)
     tops = [torch.tensor([50.0]), torch.tensor([1.0]), torch.tensor([-1.0]), torch.tensor([1.02])]
@@ -184,6 +184,8 @@ def test_samples_that_eight_products_leave_open_go_on_until_they_settle(dtype):
     spent = top_curvature(model, loss, x, y, noise).spent
     assert (spent[y == 0] == 5).all()
     assert (spent[y == 1] > 10).all()
+    # A gradient and 4 products; then, each with a gradient of the smaller batch, 8, 16 and 32 in all.
+    assert set(spent.tolist()) <= {5, 10, 19, 36}
 
 
 def test_growing_in_stages_with_fewer_samples_is_growing_at_once():
