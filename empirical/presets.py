@@ -199,8 +199,8 @@ def _recipes() -> dict[str, TrainingConfig]:
             digits, model=ModelConfig("mlp", "softplus(2)", (64, 64, 64)), objective=_DEEP, epochs=60
         ),
         "fashion-mnist-certified": replace(
-            fashion, model=ModelConfig("lenet", "softplus(5)"), objective=replace(_DEEP, radius=0.03),
-            members=2, epochs=5, batch_size=256, lr=5e-3,
+            fashion, model=ModelConfig("lenet", "softplus(5)"), objective=replace(_DEEP, radius=0.05),
+            members=2, epochs=8, batch_size=256, lr=5e-3,
         ),
         "digits-0-1-theorem-4": replace(
             digits, dataset="digits-0-1", model=ModelConfig("mlp", "softplus(5)", (32,)), members=2
