@@ -19,7 +19,8 @@ _INTRODUCTION = """# The commands
 
 Written from the commands themselves by `python -m empirical.reference docs/commands.md`; do not edit by hand.
 With the environment active they are called by name; `python3 start.py COMMAND ...` works without. Results go
-to standard output, progress and remarks to standard error. Bad input is one line there and exit status 2."""
+to standard output, progress and remarks to standard error. Bad input is one line there
+(after the usage, where an option is misspelt) and exit status 2."""
 
 _WIDTH = 120
 

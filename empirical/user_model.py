@@ -33,7 +33,14 @@ def load_user_model(weights: Path, factory: str, *, device: torch.device | str =
         ValueError: If the factory cannot be found or does not return a module.
     """
     weights = Path(weights)
-    model = _factory(factory)()
+    build = _factory(factory)
+    try:
+        model = build()
+    except Exception as error:  # whatever the function does wrong is the user's to read
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"expected {factory} to build a model, got {type(error).__name__}: {reason}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"expected {factory} to return a torch module, got {type(model).__name__}")
     tensors = _tensors(weights)

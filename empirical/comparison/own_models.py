@@ -56,11 +56,14 @@ def compare_models(
         The comparison of one ensemble.
 
     Raises:
-        TypeError: If the points are not floating-point or the labels not integer.
+        TypeError: If a model is no torch module, the points are not floating-point or the labels not integer.
         ValueError: If shapes, labels, radii, attacks or values do not fit, before any work.
     """
     if len(models) < 2:
         raise ValueError(f"expected two or more models, got {len(models)}")
+    for model in models:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"expected torch modules, got {type(model).__name__}")
     classes = check_inputs(tuple(models), x, len(x) or 1)
     data = Split(x.detach(), check_labels(y, x, classes))
     chosen = transfer_attacks(attacks, seed)

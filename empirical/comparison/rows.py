@@ -17,6 +17,8 @@ ON_BOTH_CORRECT = {
     "refined-r4",
     "refined-cantelli",
 }
+# Name of the attack that is built on both members of a pair; every other one is built on the surrogate.
+ON_BOTH_MEMBERS = "joint"
 
 
 @dataclass(frozen=True)

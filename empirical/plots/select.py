@@ -152,18 +152,23 @@ def envelope(rows: Sequence[Row], name: str, *, upper: bool) -> dict[float, tupl
     return found
 
 
-def telling_radius(comparison: Comparison, mode: str) -> float:
-    """The l2 radius at which most is to be seen: the largest with half of the most informative bounds.
+def telling_radius(comparison: Comparison, mode: str, statement: str | None = None) -> float:
+    """The l2 radius at which most is to be seen: the largest with half of the most informative upper bounds.
 
-    One radius for all ensembles, so that their panels can be compared.
+    Where none is informative, with half of the most that apply. One radius for all ensembles, so that their
+    panels can be compared; of one statement, or of all.
     """
-    counts: dict[float, int] = defaultdict(int)
+    informative: dict[float, int] = defaultdict(int)
+    applicable: dict[float, int] = defaultdict(int)
     for result in comparison.ensembles:
         for row in sharpest(l2_rows(result, mode)):
-            number = bound(row)
-            counts[row.eps] += is_upper(row) and number is not None and number < 1
-    most = max(counts.values())
-    return max(eps for eps, count in counts.items() if 2 * count >= most)
+            if statement in (None, row.statement):
+                number = bound(row) if is_upper(row) else None
+                applicable[row.eps] += number is not None
+                informative[row.eps] += number is not None and number < 1
+    counts = informative if any(informative.values()) else applicable
+    most = max(counts.values(), default=0)
+    return max((eps for eps, count in counts.items() if 2 * count >= most), default=0.0)
 
 
 def grid(comparison: Comparison, rows: int) -> tuple[float, float]:

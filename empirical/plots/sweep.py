@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from empirical.comparison.results import Comparison, EnsembleResult
-from empirical.comparison.rows import ON_BOTH_CORRECT, JointRow, Row
+from empirical.comparison.rows import ON_BOTH_CORRECT, ON_BOTH_MEMBERS, JointRow, Row
 from empirical.plots.select import (
     CERTIFICATE,
     FAMILIES,
@@ -89,14 +89,16 @@ def _panel(axes: Axes, result: EnsembleResult, mode: str) -> None:
 
 
 def _measured(rows: Sequence[Row]) -> tuple[dict[float, float], ...]:
-    """Smallest, mean and largest rate over pairs and attacks, their intervals included, by radius.
+    """Smallest, mean and largest rate over pairs and attacks on one member, with their intervals, by radius.
 
-    Where points whose label is the target already count, a rate starts at the share of that class; the rate
-    without them is the one to show.
+    An attack on both members at once is no transfer; it is what the strongest attack found is about. Where
+    points whose label is the target already count, a rate starts at the share of that class; the rate without
+    them is the one to show.
     """
     low, middle, high = {}, {}, {}
     for eps, group in by_radius(rows).items():
-        rates = [row.measured for row in group if row.statement in ON_BOTH_CORRECT]
+        transfers = [row for row in group if row.attack != ON_BOTH_MEMBERS]
+        rates = [row.measured for row in transfers if row.statement in ON_BOTH_CORRECT]
         low[eps] = min(rate.lower for rate in rates)
         middle[eps] = sum(rate.value for rate in rates) / len(rates)
         high[eps] = max(rate.upper for rate in rates)
@@ -171,7 +173,14 @@ def _legend(comparison: Comparison) -> list[Line2D | Patch]:
     rows = list(comparison.rows())
     present = {row.statement for row in rows if row.bound["value"] is not None}
     handles: list[Line2D | Patch] = [
-        Line2D([], [], color=MEASURED, marker="o", markersize=3, label="measured: mean, range over pairs"),
+        Line2D(
+            [],
+            [],
+            color=MEASURED,
+            marker="o",
+            markersize=3,
+            label="transfer: mean, range over pairs",
+        ),
         *(
             Line2D(
                 [],
@@ -230,7 +239,7 @@ EPS_SWEEP = Drawing(
     "eps-sweep",
     "Where does the theory say anything?",
     "Transfer (Definition 7; targeted, without the points whose label is the target already) against the "
-    "radius. Blue: measured, mean and range over the ordered pairs of members and the attacks. The bounds "
+    "radius. Blue: measured with attacks on one member, mean and range over the ordered pairs. The bounds "
     "are drawn as they hold for every pair: of each variant the sharpest statement. Where a line stops, a "
     "hypothesis fails from there on; in the hatched region a bound says nothing; open markers are "
     "heuristic. Between the black edges, R7 and R2, lies the strongest attack on the pair that is easiest "

@@ -59,14 +59,15 @@ def _shown(comparison: Comparison) -> list[tuple[str, str, float]]:
     for mode in MODES:
         if not any(row.mode == mode for row in comparison.rows()):
             continue
-        eps = telling_radius(comparison, mode)
         for identifier, statement in STATEMENTS.items():
-            if statement.sense is Sense.UPPER and any(
-                row.bound["value"] is not None
-                for result in comparison.ensembles
-                for row in _rows(result, mode, identifier, eps)
-            ):
-                found.append((mode, identifier, eps))
+            if statement.sense is Sense.UPPER:
+                eps = telling_radius(comparison, mode, identifier)
+                if any(
+                    row.bound["value"] is not None
+                    for result in comparison.ensembles
+                    for row in _rows(result, mode, identifier, eps)
+                ):
+                    found.append((mode, identifier, eps))
     return found
 
 

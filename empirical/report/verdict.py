@@ -112,7 +112,7 @@ def _certificates(comparison: Comparison) -> list[str]:
                 for row in result.joint
                 if (row.mode, row.norm, row.eps, len(row.models)) == ("untargeted", "l2", min(reached), 2)
             ]
-            worst = max(pairs, key=lambda row: row.certified.upper)
+            worst = max(pairs, key=lambda row: (row.certified.upper, row.found.value))
             told.append(
                 f"{worst.eps:g} for {result.name} (there at most {worst.certified.upper:.3f}, and "
                 f"{worst.found.value:.3f} found)"

@@ -17,6 +17,9 @@ def build():
 
 def number():
     return 3
+
+def wants(width):
+    return nn.Linear(width, 2)
 """
 
 
@@ -63,6 +66,7 @@ def test_bad_models_are_refused(workplace):
         ("no_such_net:build", "no_such_net"),
         ("own_net:absent", "found none"),
         ("own_net:number", "torch module, got int"),
+        ("own_net:wants", "own_net:wants to build a model, got TypeError: .*width"),
     ):
         with pytest.raises(ValueError, match=message):
             load_user_model(path, factory)

@@ -75,3 +75,8 @@ def test_bad_input_is_refused(changes, words):
 def test_no_other_name_is_made_up():
     with pytest.raises(AttributeError, match="no attribute"):
         _ = empirical.magic
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(TypeError, match="expected torch modules, got str"):
+        empirical.compare_models([nn.Linear(2, 2), "g"], torch.rand(3, 2), torch.zeros(3).long(), eps=[0.1])

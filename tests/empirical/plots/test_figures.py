@@ -1,5 +1,7 @@
 """What stands in the figures, and that each is drawn from saved results alone, whatever they look like."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from empirical.plots.matrices import matrices
 from empirical.plots.phase import frontier, surface, worst
 from empirical.plots.scatter import table as scatter_table
 from empirical.plots.style import plt
+from empirical.plots.sweep import _measured
 from empirical.plots.sweep import table as sweep_table
 from empirical.plots.waterfall import steps
 
@@ -59,6 +62,17 @@ def test_unusual_results_are_drawn_too(make_comparison, world):
         figure.canvas.draw()
         plt.close(figure)
         assert {len(row) for row in each.table(comparison).rows} <= {len(each.table(comparison).header)}
+
+
+def test_measured_transfer_is_that_of_attacks_on_one_member(make_row):
+    rows = [
+        make_row("theorem-4-repaired", measured=0.1),
+        make_row("theorem-4-repaired", pair=(1, 0), measured=0.3),
+        replace(make_row("theorem-4-repaired", measured=0.9), attack="joint"),
+    ]
+    low, middle, high = _measured(rows)
+    assert middle == {0.1: pytest.approx(0.2)}
+    assert low[0.1] <= 0.1 < 0.3 <= high[0.1] < 0.9
 
 
 def test_the_waterfall_goes_from_the_measured_rate_to_the_bound(make_row):

@@ -1,5 +1,7 @@
 """What the figures show: the sharpest rows, and envelopes that bound every pair and attack at once."""
 
+from dataclasses import replace
+
 import pytest
 
 from bounds import Estimate
@@ -82,3 +84,24 @@ def test_the_telling_radius_is_the_largest_with_half_of_the_informative_bounds(m
     most = max(informative.values())
     wanted = max(eps for eps, count in informative.items() if 2 * count >= most)
     assert telling_radius(comparison, "untargeted") == wanted
+
+
+def test_a_statement_has_a_telling_radius_of_its_own(make_comparison):
+    """Where it is informative, else where it applies, else none."""
+    comparison = make_comparison(names=("a",))
+    (result,) = comparison.ensembles
+
+    def changed(bound):
+        rows = [
+            replace(row, bound={**row.bound, **bound(row)}) if row.statement == "theorem-4" else row
+            for row in result.rows
+        ]
+        return replace(comparison, ensembles=(replace(result, rows=tuple(rows)),))
+
+    near = changed(lambda row: {"guaranteed": 0.5 if row.eps < 0.05 else 2.0, "value": 2.0})
+    assert telling_radius(near, "untargeted") > 0.05
+    assert telling_radius(near, "untargeted", "theorem-4") == 0.02
+    vacuous = changed(lambda row: {"guaranteed": 2.0, "value": 2.0} if row.eps == 0.02 else
+                      {"guaranteed": None, "value": None})  # fmt: skip
+    assert telling_radius(vacuous, "untargeted", "theorem-4") == 0.02
+    assert telling_radius(comparison, "untargeted", "no-such") == 0.0

@@ -36,6 +36,17 @@ def test_a_contradicted_certificate_is_told_first_too(make_comparison):
     assert findings(worse)[0].startswith("1 of ")
 
 
+def test_of_pairs_with_the_same_certificate_the_one_that_is_fooled_most_is_told(make_comparison):
+    comparison = make_comparison(names=("a",))
+    (result,) = comparison.ensembles
+    place = next(i for i, row in enumerate(result.joint) if (row.eps, row.models) == (0.4, (1, 2)))
+    row = result.joint[place]
+    more = replace(row, found=replace(row.found, value=0.07))
+    joint = (*result.joint[:place], more, *result.joint[place + 1 :])
+    told = findings(replace(comparison, ensembles=(replace(result, joint=joint),)))
+    assert any("there at most 0.080, and 0.070 found" in sentence for sentence in told)
+
+
 def test_kinks_are_told(make_comparison):
     comparison = make_comparison(names=("a",), kinks=("0: ReLU",), beta=float("inf"))
     assert any(sentence.startswith("a has kinks (0: ReLU)") for sentence in findings(comparison))
