@@ -36,7 +36,7 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "milestones": ("rising whole numbers >= 1", lambda v: _are_rising(v)),
     "factor": ("a number in (0, 1]", lambda v: _is_number(v, lambda x: 0 < x <= 1)),
     "ramp": ("a number in [0, 1]", lambda v: _is_number(v, lambda x: 0 <= x <= 1)),
-    "seed": ("a whole number >= 0", lambda v: _is_whole(v, 0)),
+    "seed": ("a whole number in 0 .. 2^32 - 1", lambda v: _is_whole(v, 0) and v < 2**32),
     "device": ("auto, cpu or cuda", lambda v: v in ("auto", "cpu", "cuda")),
     "fast": ("true or false", lambda v: isinstance(v, bool)),
     "mixed_precision": ("true or false", lambda v: isinstance(v, bool)),
