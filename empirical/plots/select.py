@@ -161,11 +161,11 @@ def telling_radius(comparison: Comparison, mode: str, statement: str | None = No
     informative: dict[float, int] = defaultdict(int)
     applicable: dict[float, int] = defaultdict(int)
     for result in comparison.ensembles:
-        for row in sharpest(l2_rows(result, mode)):
-            if statement in (None, row.statement):
-                number = bound(row) if is_upper(row) else None
-                applicable[row.eps] += number is not None
-                informative[row.eps] += number is not None and number < 1
+        chosen = [row for row in l2_rows(result, mode) if statement in (None, row.statement)]
+        for row in sharpest(chosen):
+            number = bound(row) if is_upper(row) else None
+            applicable[row.eps] += number is not None
+            informative[row.eps] += number is not None and number < 1
     counts = informative if any(informative.values()) else applicable
     most = max(counts.values(), default=0)
     return max((eps for eps, count in counts.items() if 2 * count >= most), default=0.0)

@@ -20,7 +20,7 @@ from empirical.comparison.results import SCHEMA, EnsembleResult
 from empirical.comparison.rows import JointRow, Row
 from empirical.data import Split
 from empirical.ensemble import Ensemble
-from empirical.reproduce.cells import Bench, Cell, TrainingCell
+from empirical.reproduce.cells import Bench, EnsembleCell
 from empirical.study.plan import Protocol
 from empirical.transfer_matrix import TransferMatrix
 from estimators.points import measure_points
@@ -29,11 +29,10 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class StudyCell(Cell):
+class StudyCell(EnsembleCell):
     """A trained ensemble, attacked within itself, beside every statement about it."""
 
     kind: ClassVar[str] = "study"
-    target: TrainingCell
     protocol: Protocol
 
     @property
@@ -53,26 +52,20 @@ class StudyCell(Cell):
         }
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {
-            "target": self.target.key,
             "comparison": SCHEMA,
             **asdict(self.protocol),
             "attacks": {name: attack.to_json() for name, attack in self.attacks.items()},
         }
 
-    @property
-    def needs(self) -> tuple[TrainingCell, ...]:
-        return (self.target,)
-
     def measure(self, bench: Bench) -> Record:
-        dataset, protocol = self.target.config.dataset, self.protocol
-        points = bench.points(dataset, protocol.samples)
-        ensemble = self.target.ensemble(bench)
+        protocol = self.protocol
+        ensemble, points, pixel_range = self.loaded(bench, protocol.samples)
         result = compare(
             ensemble, points, name=self.target.key, eps=protocol.eps_l2, linf_eps=protocol.eps_linf,
             attacks=self.attacks, certificates=protocol.certificates, robust_eps=(),
-            pixel_range=bench.data(dataset).pixel_range,
+            pixel_range=pixel_range,
         )  # fmt: skip
         return {**benign(ensemble, points), **outcomes(result)}
 

@@ -121,12 +121,6 @@ class Functionals:
             total = total + torch.minimum(self.swings[index][0][samples, labels], closer)
         return total * (1 + ROUNDING)
 
-    @property
-    def has_matrices(self) -> bool:
-        """Whether the quadratic bound is at hand: all activations smooth, all their gradients held."""
-        layers = self.expansion.layers.values()
-        return all(layer.bend is not None and layer.rows is not None for layer in layers)
-
 
 def expand(network: Network, x: Tensor, radius: float, norm: Norm) -> Expansion:
     """Expand a network over the balls of that radius.
